@@ -1,0 +1,30 @@
+"""Open an async connection in one task, use it from any task, close it from any task.
+
+Importing this imports neither `mcp` nor an event loop; the managers for MCP are in `mooring.mcp`.
+"""
+
+from .errors import (
+    ConnectionLostError,
+    ConnectionManagerError,
+    ConnectionStoppedError,
+    NotConnectedError,
+    OwnerTaskError,
+    StartTimeoutError,
+    StopTimeoutError,
+    WrongEventLoopError,
+)
+from .manager import ConnectionManager
+from .state import ConnectionState
+
+__all__ = [
+    "ConnectionLostError",
+    "ConnectionManager",
+    "ConnectionManagerError",
+    "ConnectionState",
+    "ConnectionStoppedError",
+    "NotConnectedError",
+    "OwnerTaskError",
+    "StartTimeoutError",
+    "StopTimeoutError",
+    "WrongEventLoopError",
+]

@@ -1,0 +1,41 @@
+"""Where a suspended coroutine waits, in words."""
+
+import gc
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from typing import cast
+
+__all__ = ["waiting_place"]
+
+# Everything waits in these in the end, which tells nobody anything.
+_EVENT_LOOP_LIBRARIES = frozenset({"anyio", "asyncio", "contextlib", "mooring", "outcome", "trio"})
+
+
+def waiting_place(coroutine: object) -> str:
+    """The innermost place outside the event loop's own libraries, such as `in close (pool.py:12)`."""
+    place = "in its event loop"
+    awaited: object = coroutine
+    while awaited is not None:
+        frame, awaited = _frame_and_awaited(awaited)
+        if frame is not None:
+            library = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if library not in _EVENT_LOOP_LIBRARIES:
+                code = frame.f_code
+                file_name = code.co_filename.replace("\\", "/").rpartition("/")[2]
+                place = f"in {code.co_qualname} ({file_name}:{frame.f_lineno})"
+    return place
+
+
+def _frame_and_awaited(awaitable: object) -> tuple[FrameType | None, object]:
+    if isinstance(awaitable, CoroutineType):
+        return awaitable.cr_frame, awaitable.cr_await
+    if isinstance(awaitable, AsyncGeneratorType):
+        return awaitable.ag_frame, awaitable.ag_await
+    if isinstance(awaitable, GeneratorType):
+        generator = cast("GeneratorType[object, object, object]", awaitable)
+        return generator.gi_frame, generator.gi_yieldfrom
+    # The helpers between these (of asend(), athrow() and __await__()) name what they drive to none
+    # but the garbage collector.
+    for referent in gc.get_referents(awaitable):
+        if isinstance(referent, CoroutineType | AsyncGeneratorType | GeneratorType):
+            return None, cast("object", referent)
+    return None, None

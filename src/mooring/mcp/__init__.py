@@ -1,0 +1,19 @@
+"""Managers for MCP: sessions, and the transports below them."""
+
+from .session import (
+    ClientConnectionManager,
+    ClientOptions,
+    SessionConnectionManager,
+    SessionOptions,
+)
+from .stdio import StdioConnectionManager
+from .streams import TransportStreams
+
+__all__ = [
+    "ClientConnectionManager",
+    "ClientOptions",
+    "SessionConnectionManager",
+    "SessionOptions",
+    "StdioConnectionManager",
+    "TransportStreams",
+]

@@ -1,0 +1,82 @@
+"""Every difference between the SDK's lines 1.x and 2.x, and nothing else.
+
+Types are those of 2.x, against which mooring is checked.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from mcp import Client
+    from mcp.client._transport import TransportStreams
+
+__all__ = [
+    "HAS_CLIENT",
+    "check_options",
+    "client_type",
+    "create_session",
+    "streamable_http_streams",
+]
+
+SDK_VERSION: Final = version("mcp")
+HAS_CLIENT: Final = int(SDK_VERSION.partition(".")[0]) >= 2
+
+
+def client_type() -> "type[Client]":
+    """The SDK's `Client`.
+
+    Raises:
+        RuntimeError: It is a 1.x, which has none.
+    """
+    if not HAS_CLIENT:
+        raise RuntimeError(
+            f"ClientConnectionManager needs mcp 2 or newer, and mcp {SDK_VERSION} is installed; "
+            "use SessionConnectionManager"
+        )
+    from mcp import Client
+
+    return Client
+
+
+def check_options(target: type[object], options: Iterable[str]) -> None:
+    """Refuses options that the SDK's class does not take, and those that are the manager's to give.
+
+    Raises:
+        TypeError: There is such an option.
+    """
+    the_managers = {"dispatcher", "read_stream", "server", "write_stream"}
+    taken = inspect.signature(target).parameters.keys() - the_managers
+    for option in options:
+        if option not in taken:
+            raise TypeError(
+                f"unexpected argument {option!r}: {target.__name__} of mcp {SDK_VERSION} takes "
+                + ", ".join(sorted(taken))
+            )
+
+
+# Any: the options are of the types that check_options has found the installed SDK to take.
+def create_session(streams: "TransportStreams", options: Mapping[str, Any]) -> ClientSession:
+    """A `ClientSession`. Of durations, 1.x takes `timedelta` only, and 2.x seconds only."""
+    converted = dict(options)
+    seconds = converted.get("read_timeout_seconds")
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if seconds is not None:
+        converted["read_timeout_seconds"] = seconds if HAS_CLIENT else timedelta(seconds=seconds)
+    return ClientSession(*streams, **converted)
+
+
+@asynccontextmanager
+async def streamable_http_streams(url: str) -> "AsyncGenerator[TransportStreams]":
+    """The SDK's transport with its defaults. 1.x yields a third value."""
+    async with streamable_http_client(url) as streams:
+        yield streams[0], streams[1]

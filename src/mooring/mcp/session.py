@@ -1,0 +1,197 @@
+"""An initialised MCP session and its transport, in one owner task.
+
+A manager of the streams alone is half a cure: the session on top has a task group of its own, with
+the same demand to be left in the task that has entered it.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+from urllib.parse import urlsplit, urlunsplit
+
+from mcp import ClientSession, StdioServerParameters
+from typing_extensions import Unpack, override
+
+from .._arguments import checked_timeout
+from ..manager import ConnectionManager
+from . import _sdk
+from .stdio import StdioConnectionManager
+from .streams import TransportStreams
+
+if TYPE_CHECKING:
+    import mcp_types
+    from mcp import Client
+    from mcp.client import CacheConfig, ClientExtension, NotificationBinding, ResultClaim
+    from mcp.client.client import ConnectMode
+    from mcp.client.session import (
+        ElicitationFnT,
+        ListRootsFnT,
+        LoggingFnT,
+        MessageHandlerFnT,
+        SamplingFnT,
+    )
+
+__all__ = ["ClientConnectionManager", "ClientOptions", "SessionConnectionManager", "SessionOptions"]
+
+START_TIMEOUT: Final = 60.0
+"""Seconds for opening the transport and the handshake together; the SDK itself waits for ever."""
+
+
+class _CommonOptions(TypedDict, total=False):
+    sampling_callback: "SamplingFnT | None"
+    sampling_capabilities: "mcp_types.SamplingCapability | None"
+    elicitation_callback: "ElicitationFnT | None"
+    list_roots_callback: "ListRootsFnT | None"
+    logging_callback: "LoggingFnT | None"
+    message_handler: "MessageHandlerFnT | None"
+    client_info: "mcp_types.Implementation | None"
+    log_level: "mcp_types.LoggingLevel | None"
+
+
+class SessionOptions(_CommonOptions, total=False):
+    """What the SDK's `ClientSession` takes; of mcp 1.x and 2.x, what either has."""
+
+    read_timeout_seconds: float | timedelta | None
+    # Any: as the SDK has them.
+    extensions: dict[str, dict[str, Any]] | None
+    result_claims: "Mapping[str, Sequence[ResultClaim[Any]]] | None"
+    notification_bindings: "Sequence[NotificationBinding[Any]] | None"
+    experimental_task_handlers: object
+
+
+class ClientOptions(_CommonOptions, total=False):
+    """What the SDK's `Client` takes."""
+
+    raise_exceptions: bool
+    read_timeout_seconds: float | None
+    mode: "ConnectMode"
+    prior_discover: "mcp_types.DiscoverResult | None"
+    input_required_max_rounds: int
+    extensions: "Sequence[ClientExtension] | None"
+    cache: "CacheConfig | None"
+
+
+class SessionConnectionManager(ConnectionManager[ClientSession]):
+    """Opens a transport and an SDK session on it; `start()` returns it initialised."""
+
+    def __init__(
+        self,
+        transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
+        *,
+        name: str | None = None,
+        start_timeout: float | None = START_TIMEOUT,
+        **options: Unpack[SessionOptions],
+    ) -> None:
+        """Makes a manager; nothing is opened yet.
+
+        Args:
+            transport: A manager of the streams; it must not be started by itself. Also the
+                parameters of a stdio server, or the URL of a streamable HTTP server.
+            name: See `ConnectionManager`.
+            start_timeout: Seconds for opening the transport and the handshake together, `None` for
+                any time.
+            **options: What the SDK's `ClientSession` takes beside the streams.
+                `read_timeout_seconds` may be seconds or a `timedelta` on either line of the SDK.
+
+        Raises:
+            TypeError: `transport` is something else, or the installed SDK has no such option.
+            ValueError: `start_timeout` is negative or NaN, or `transport` is no HTTP URL.
+        """
+        self.transport = _as_transport(transport)
+        default_name = f"{type(self).__name__} on {self.transport.name}"
+        super().__init__(name=default_name if name is None else name)
+        self.start_timeout = checked_timeout("start_timeout", start_timeout)
+        _sdk.check_options(ClientSession, options)
+        self.options = options
+
+    @override
+    @asynccontextmanager
+    async def open_connection(self) -> AsyncGenerator[ClientSession]:
+        async with (
+            self.open_inner(self.transport) as streams,
+            _sdk.create_session(streams, self.options) as session,
+        ):
+            await session.initialize()
+            yield session
+
+
+class ClientConnectionManager(ConnectionManager["Client"]):
+    """Opens a transport and the SDK's `Client` on it; `start()` returns it connected.
+
+    Needs mcp 2 or newer. Without a `mode`, the client negotiates the protocol's version with the
+    server (`mode="auto"`).
+    """
+
+    def __init__(
+        self,
+        transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
+        *,
+        name: str | None = None,
+        start_timeout: float | None = START_TIMEOUT,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        """Makes a manager; nothing is opened yet.
+
+        Args:
+            transport: A manager of the streams; it must not be started by itself. Also the
+                parameters of a stdio server, or the URL of a streamable HTTP server.
+            name: See `ConnectionManager`.
+            start_timeout: Seconds for opening the transport and the handshake together, `None` for
+                any time.
+            **options: What the SDK's `Client` takes beside the server.
+
+        Raises:
+            RuntimeError: mcp 1.x is installed.
+            TypeError: `transport` is something else, or the installed SDK has no such option.
+            ValueError: `start_timeout` is negative or NaN, `transport` is no HTTP URL, or the SDK
+                refuses an option.
+        """
+        client_type = _sdk.client_type()
+        self.transport = _as_transport(transport)
+        default_name = f"{type(self).__name__} on {self.transport.name}"
+        super().__init__(name=default_name if name is None else name)
+        self.start_timeout = checked_timeout("start_timeout", start_timeout)
+        _sdk.check_options(client_type, options)
+        cache = options.get("cache")
+        if cache is not None and cache.target_id is None and isinstance(transport, str):
+            # The SDK would take it from the URL, and does not get to see that.
+            options["cache"] = replace(cache, target_id=_without_user_info(transport))
+        self.options = options
+        self._create_client()  # opens nothing, and lets the SDK check the options' values
+
+    def _create_client(self) -> "Client":
+        return _sdk.client_type()(self.open_inner(self.transport), **self.options)
+
+    @override
+    @asynccontextmanager
+    async def open_connection(self) -> "AsyncGenerator[Client]":
+        async with self._create_client() as client:
+            yield client
+
+
+def _as_transport(
+    transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
+) -> ConnectionManager[TransportStreams]:
+    if isinstance(transport, ConnectionManager):
+        return transport
+    if isinstance(transport, StdioServerParameters):
+        return StdioConnectionManager(transport)
+    if not isinstance(transport, str):
+        raise TypeError(
+            "transport must be a ConnectionManager, StdioServerParameters or a URL, not "
+            + type(transport).__name__
+        )
+    url = urlsplit(_without_user_info(transport))
+    if url.scheme not in {"http", "https"} or not url.netloc:
+        raise ValueError("transport must be a URL that starts with http:// or https://")
+    return ConnectionManager.from_factory(
+        lambda: _sdk.streamable_http_streams(transport),
+        name=urlunsplit(url._replace(query="", fragment="")),
+    )
+
+
+def _without_user_info(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
