@@ -1,0 +1,126 @@
+"""Backends, and the fixtures that let no test leave anything behind."""
+
+import asyncio
+import gc
+import inspect
+import os
+import sys
+import threading
+from pathlib import Path
+
+import anyio
+import pytest
+
+from mooring import _owner
+
+
+def eager_event_loop():
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+BACKENDS = [
+    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    pytest.param(("trio", {}), id="trio"),
+]
+if sys.version_info >= (3, 12):  # Python 3.11 has no eager tasks
+    BACKENDS.append(pytest.param(("asyncio", {"loop_factory": eager_event_loop}), id="eager"))
+if sys.platform != "win32":  # uvloop does not exist there
+    import uvloop
+
+    BACKENDS.append(pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop"))
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture
+def asyncio_only(anyio_backend_name):
+    if anyio_backend_name != "asyncio":
+        pytest.skip("about a native feature of asyncio's")
+
+
+@pytest.fixture
+def trio_only(anyio_backend_name):
+    if anyio_backend_name != "trio":
+        pytest.skip("about a native feature of trio's")
+
+
+def all_tasks():
+    """Every task of the running loop, those of the system included."""
+    if "trio" in sys.modules:
+        from trio.lowlevel import current_root_task, in_trio_run
+
+        if in_trio_run():
+            found, unseen = set(), [current_root_task()]
+            while unseen:
+                task = unseen.pop()
+                found.add(task)
+                for nursery in task.child_nurseries:
+                    unseen.extend(nursery.child_tasks)
+            return found
+    return asyncio.all_tasks()
+
+
+def resources():
+    """What a process can leave behind: descriptors, threads and child processes."""
+    found = {
+        f"thread {thread.name}"
+        for thread in threading.enumerate()
+        if not thread.name.startswith("Trio thread")  # trio keeps its idle workers for ten seconds
+    }
+    if Path("/proc/self/fd").is_dir():
+        for descriptor in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{descriptor}")
+            except FileNotFoundError:  # the one that lists them
+                continue
+            found.add(f"descriptor {descriptor} {target}")
+        children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+        found |= {f"process {child}" for child in children.split()}
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_in_the_process():
+    before = resources()
+    yield
+    if resources() - before:
+        gc.collect()  # what is garbage is not left behind
+    left = resources() - before
+    assert not left, f"the test has left behind {left}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_in_the_loop(request):
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("_no_task_stays")
+    yield
+    left = {run.name for run in _owner._live_runs}
+    _owner._live_runs.clear()
+    assert not left, f"the test has left behind the owners of {left}"
+
+
+@pytest.fixture
+async def _no_task_stays(request):
+    """Also ends a test that hangs, after five seconds if it is not marked otherwise."""
+    marker = request.node.get_closest_marker("within")
+    before = all_tasks()
+    with anyio.fail_after(marker.args[0] if marker else 5):
+        yield
+    left = {task for task in all_tasks() - before if not task_of_the_runner(task)}
+    assert not left, f"the test has left behind {left}"
+
+
+def task_of_the_runner(task):
+    return "TestRunner" in repr(task)
+
+
+@pytest.fixture
+def grace(monkeypatch):
+    """Has a cancelled owner waited for no longer than this."""
+    monkeypatch.setattr(_owner, "CANCEL_GRACE", 0.05)
+    return 0.05

@@ -1,0 +1,67 @@
+"""A manager that tells what is done to it, and can be told to misbehave."""
+
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from mooring import ConnectionManager
+
+
+class Probe(ConnectionManager[object]):
+    """Its connection is a fresh object each time.
+
+    Args:
+        opening: Awaited before the connection is yielded.
+        closing: Awaited after that, whatever came out of the `yield`.
+    """
+
+    def __init__(self, opening=checkpoint, closing=checkpoint, *, name="probe"):
+        super().__init__(name=name)
+        self.opening = opening
+        self.closing = closing
+        self.entered = []
+        self.exited = []
+
+    @property
+    def is_acquired(self):
+        return len(self.entered) != len(self.exited)
+
+    @asynccontextmanager
+    async def open_connection(self):
+        self.entered.append(anyio.get_current_task().id)
+        try:
+            await self.opening()
+            try:
+                yield object()
+            finally:
+                await self.closing()
+        finally:
+            self.exited.append(anyio.get_current_task().id)
+
+
+class Stage:
+    """A place in a connection's life where the owner stops until it is let go.
+
+    `await stage.reached.wait()` waits for the owner to be there.
+    """
+
+    def __init__(self, *, shield=False):
+        self.shield = shield
+        self.reached = anyio.Event()
+        self.let_go = anyio.Event()
+
+    async def __call__(self):
+        self.reached.set()
+        with anyio.CancelScope(shield=self.shield):
+            await self.let_go.wait()
+
+
+def raises(exception):
+    """Something to await that raises."""
+
+    async def raise_it():
+        await checkpoint()
+        raise exception
+
+    return raise_it

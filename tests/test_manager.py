@@ -1,0 +1,852 @@
+"""What callers of a manager may count on, whoever calls it from wherever."""
+
+import asyncio
+import copy
+import pickle
+import threading
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+from probe import Probe, Stage, raises
+
+from mooring import (
+    ConnectionLostError,
+    ConnectionManager,
+    ConnectionState,
+    ConnectionStoppedError,
+    NotConnectedError,
+    StartTimeoutError,
+    WrongEventLoopError,
+    _owner,
+)
+
+NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
+
+
+async def test_a_connection_is_started_used_and_stopped_in_three_tasks():
+    probe = Probe()
+    seen = []
+
+    async def start():
+        seen.append(await probe.start())
+
+    async def use():
+        seen.append(probe.connection)
+
+    for task in (start, use, probe.stop):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(task)
+    assert seen[0] is seen[1]
+    assert probe.state is CLOSED
+    assert probe.entered == probe.exited  # in one task
+
+
+@pytest.mark.parametrize("order", ["fifo", "lifo", "at once"])
+async def test_five_connections_are_closed_in_any_order(order):
+    probes = [Probe(name=str(number)) for number in range(5)]
+    bystander_was_cancelled = False
+
+    async def stand_by():
+        nonlocal bystander_was_cancelled
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            bystander_was_cancelled = True
+            raise
+
+    async with anyio.create_task_group() as bystanders:
+        bystanders.start_soon(stand_by)
+        async with anyio.create_task_group() as tg:
+            for probe in probes:
+                tg.start_soon(probe.start)
+        assert {probe.state for probe in probes} == {OPEN}
+        if order == "at once":
+            async with anyio.create_task_group() as tg:
+                for probe in probes:
+                    tg.start_soon(probe.stop)
+        else:
+            for probe in probes if order == "fifo" else reversed(probes):
+                await probe.stop()
+        assert {probe.state for probe in probes} == {CLOSED}
+        assert not bystander_was_cancelled
+        bystanders.cancel_scope.cancel()
+
+
+async def test_two_starts_at_once_are_one_connection():
+    probe = Probe()
+    connections = []
+
+    async def start():
+        connections.append(await probe.start())
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        tg.start_soon(start)
+    assert connections[0] is connections[1]
+    assert await probe.start() is connections[0]
+    assert len(probe.entered) == 1
+    await probe.stop()
+
+
+async def test_O15_a_cancelled_start_does_not_disturb_another():
+    stage = Stage()
+    probe = Probe(stage)
+    connections = []
+
+    async def start():
+        connections.append(await probe.start())
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        async with anyio.create_task_group() as impatient:
+            impatient.start_soon(start)
+            await stage.reached.wait()
+            impatient.cancel_scope.cancel()
+        assert probe.state is OPENING
+        stage.let_go.set()
+    assert connections == [probe.connection]
+    await probe.stop()
+
+
+async def test_O15_the_last_cancelled_start_ends_the_attempt_and_returns_when_the_owner_has_ended():
+    stage = Stage()
+    closed = []
+
+    async def clean_up():
+        try:
+            await stage()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await checkpoint()
+                closed.append(True)
+
+    probe = Probe(clean_up)
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(probe.start)
+            await stage.reached.wait()
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert closed
+    assert probe.state is CLOSED
+    assert probe.exception is None
+    assert not probe.is_acquired
+
+
+async def test_O15_a_start_that_is_cancelled_in_the_tick_of_success_closes_what_it_never_got():
+    scope = anyio.CancelScope()
+
+    async def open_and_cancel():
+        await checkpoint()
+        scope.cancel()
+
+    probe = Probe(open_and_cancel)
+    with scope:
+        await probe.start()
+    assert scope.cancelled_caught
+    assert probe.state is CLOSED
+    assert not probe.is_acquired
+
+
+async def test_a_cancelled_start_leaves_a_connection_that_another_has_received():
+    scope = anyio.CancelScope()
+    received = []
+
+    async def open_and_cancel():
+        await checkpoint()
+        scope.cancel()
+
+    probe = Probe(open_and_cancel)
+
+    async def start():
+        received.append(await probe.start())
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        await wait_all_tasks_blocked()
+        with scope:
+            await probe.start()
+    assert probe.state is OPEN
+    assert received == [probe.connection]
+    await probe.stop()
+
+
+async def test_a_start_in_a_cancelled_task_opens_nothing_that_stays():
+    probe = Probe()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await probe.start()
+    assert probe.state is CLOSED
+    assert not probe.is_acquired
+
+
+async def test_stop_in_any_state():
+    stage = Stage()
+    probe = Probe(stage)
+    await probe.stop()
+    assert probe.state is NEW
+    stage.let_go.set()
+    await probe.start()
+    await probe.stop()
+    await probe.stop()
+    assert probe.state is CLOSED
+    await probe.start()
+    assert probe.state is OPEN
+    await probe.stop()
+    assert len(probe.exited) == 2
+
+
+async def test_O17_a_start_whose_run_is_stopped_says_so():
+    stage = Stage()
+    probe = Probe(stage)
+    async with anyio.create_task_group() as tg:
+
+        async def start():
+            with pytest.raises(ConnectionStoppedError, match="probe"):
+                await probe.start()
+            assert not probe.is_acquired
+
+        tg.start_soon(start)
+        tg.start_soon(start)
+        await stage.reached.wait()
+        await probe.stop(timeout=None)
+    assert probe.state is CLOSED
+    assert probe.exception is None
+
+
+async def test_O17_a_start_whose_run_is_stopped_in_the_tick_of_success_says_so():
+    probe = Probe()
+
+    async def stop_soon():
+        await checkpoint()
+        task_group.start_soon(probe.stop)
+
+    probe.opening = stop_soon
+    async with anyio.create_task_group() as task_group:
+        try:
+            connection = await probe.start()
+        except ConnectionStoppedError:
+            pass
+        else:  # the start came first
+            assert connection is not None
+    assert probe.state is CLOSED
+    assert not probe.is_acquired
+
+
+async def test_C7_ten_stops_at_once_are_one():
+    stage = Stage()
+    probe = Probe(closing=stage)
+    await probe.start()
+    async with anyio.create_task_group() as tg:
+        for _ in range(10):
+            tg.start_soon(probe.stop)
+        await stage.reached.wait()
+        assert probe.state is CLOSING
+        stage.let_go.set()
+    assert probe.state is CLOSED
+    assert len(probe.exited) == 1
+
+
+async def test_a_start_during_a_close_waits_for_its_end_and_opens_anew():
+    stage = Stage()
+    probe = Probe(closing=stage)
+    first = await probe.start()
+    connections = []
+
+    async def start():
+        connections.append(await probe.start())
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.stop)
+        await stage.reached.wait()
+        tg.start_soon(start)
+        tg.start_soon(start)
+        await wait_all_tasks_blocked()
+        assert len(probe.entered) == 1
+        stage.let_go.set()
+    assert connections[0] is connections[1] is not first
+    assert len(probe.entered) == 2
+    await probe.stop()
+
+
+async def test_O18_a_stop_ends_the_starts_that_are_queued_behind_a_close():
+    stage = Stage()
+    probe = Probe(closing=stage)
+    await probe.start()
+    async with anyio.create_task_group() as tg:
+
+        async def start():
+            with pytest.raises(ConnectionStoppedError):
+                await probe.start()
+
+        tg.start_soon(probe.stop)
+        await stage.reached.wait()
+        tg.start_soon(start)
+        await wait_all_tasks_blocked()
+        tg.start_soon(probe.stop)
+        await wait_all_tasks_blocked()
+        stage.let_go.set()
+    assert probe.state is CLOSED
+    assert len(probe.entered) == 1
+
+
+async def test_a_queued_start_can_be_cancelled_and_can_run_out_of_patience():
+    stage = Stage()
+    probe = Probe(closing=stage)
+    await probe.start()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.stop)
+        await stage.reached.wait()
+        with pytest.raises(StartTimeoutError, match=r"0\.01 s; the task 'mooring owner of probe' waits in"):
+            await probe.start(timeout=0.01)
+        with anyio.move_on_after(0.01) as scope:
+            await probe.start()
+        assert scope.cancelled_caught
+        assert probe.state is CLOSING
+        stage.let_go.set()
+    assert len(probe.entered) == 1
+
+
+async def test_O3_a_start_with_a_timeout_ends_the_attempt_and_says_so():
+    probe = Probe(anyio.sleep_forever)
+    with pytest.raises(StartTimeoutError, match=r"^probe: no connection within 0\.01 s$") as caught:
+        await probe.start(timeout=0.01)
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.timeout == 0.01
+    assert probe.state is CLOSED
+    assert not probe.is_acquired
+
+
+async def test_O3_the_timeout_of_one_start_does_not_disturb_another():
+    stage = Stage()
+    probe = Probe(stage)
+    connections = []
+
+    async def start():
+        connections.append(await probe.start(timeout=5))
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        await stage.reached.wait()
+        with pytest.raises(StartTimeoutError):
+            await probe.start(timeout=0.01)
+        assert probe.state is OPENING
+        stage.let_go.set()
+    assert connections == [probe.connection]
+    await probe.stop()
+
+
+async def test_the_start_timeout_of_a_manager_bounds_the_attempt_for_all_who_wait():
+    probe = Probe(anyio.sleep_forever)
+    probe.start_timeout = 0.02
+    errors = []
+
+    async def start():
+        with pytest.raises(StartTimeoutError, match=r"0\.02 s") as caught:
+            await probe.start()
+        errors.append(caught.value)
+
+    async with anyio.create_task_group() as tg:
+        for _ in range(2):
+            tg.start_soon(start)
+    assert errors[0] is not errors[1]
+    assert probe.state is FAILED
+    assert isinstance(probe.exception, StartTimeoutError)
+    assert not probe.is_acquired
+
+
+async def test_a_start_timeout_does_not_close_what_was_opened_in_time():
+    probe = Probe()
+    probe.start_timeout = 0.02
+    await probe.start()
+    await anyio.sleep(0.03)
+    assert probe.state is OPEN
+    await probe.stop()
+
+
+async def test_an_opening_that_fails_while_its_time_runs_out_is_a_timeout_with_the_error_as_cause():
+    async def fail_when_cancelled():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise OSError("half open")
+
+    probe = Probe(fail_when_cancelled)
+    probe.start_timeout = 0.01
+    with pytest.raises(StartTimeoutError) as caught:
+        await probe.start()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_connection_can_be_read_if_and_only_if_it_is_open():
+    opening, closing = Stage(), Stage()
+    probe = Probe(opening, closing)
+    with pytest.raises(NotConnectedError, match="new"):
+        probe.connection  # noqa: B018
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.start)
+        await opening.reached.wait()
+        with pytest.raises(NotConnectedError, match="opening") as caught:
+            probe.connection  # noqa: B018
+        assert caught.value.state is OPENING
+        opening.let_go.set()
+    assert probe.connection
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.stop)
+        await closing.reached.wait()
+        with pytest.raises(NotConnectedError, match="closing"):
+            probe.connection  # noqa: B018
+        closing.let_go.set()
+    with pytest.raises(NotConnectedError, match="closed"):
+        probe.connection  # noqa: B018
+
+
+async def test_wait_closed_is_about_the_run_that_is_alive_or_the_last_one():
+    probe = Probe()
+    await probe.wait_closed()
+    await probe.start()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.wait_closed)
+        await wait_all_tasks_blocked()
+        await probe.stop()
+    await probe.wait_closed()
+    probe.opening = raises(OSError("no"))
+    with pytest.raises(OSError, match="no"):
+        await probe.start()
+    with pytest.raises(OSError, match="no"):
+        await probe.wait_closed()
+
+
+async def test_a_cancelled_wait_closed_does_not_touch_the_connection():
+    probe = Probe()
+    await probe.start()
+    with anyio.move_on_after(0.01):
+        await probe.wait_closed()
+    assert probe.state is OPEN
+    await probe.stop()
+
+
+async def test_run_holds_a_connection_in_a_task_group():
+    probe = Probe()
+    async with anyio.create_task_group() as tg:
+        connection = await tg.start(probe.run)
+        assert connection is probe.connection
+        with pytest.raises(RuntimeError, match="open"):
+            await probe.run()
+        await probe.stop()
+    assert probe.state is CLOSED
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.run)  # no start() of a task group's, and a second run
+        await wait_all_tasks_blocked()
+        assert probe.state is OPEN
+        await probe.stop()
+
+
+async def test_run_closes_when_it_is_cancelled_which_is_no_loss(caplog):
+    probe = Probe()
+    async with anyio.create_task_group() as tg:
+        await tg.start(probe.run)
+        tg.cancel_scope.cancel()
+    assert probe.state is CLOSED
+    assert probe.exception is None
+    assert not caplog.records
+
+
+async def test_run_raises_a_loss_into_the_group():
+    probe = Probe()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with anyio.create_task_group() as tg:
+            await tg.start(probe.run)
+            probe.connection_lost(OSError("gone"))
+    [loss] = caught.value.exceptions
+    assert isinstance(loss, ConnectionLostError)
+    assert str(loss.__cause__) == "gone"
+
+
+async def test_run_closes_when_the_group_does_not_want_the_connection():
+    class Unwilling:
+        def started(self, value):
+            raise LookupError("no")
+
+    probe = Probe()
+    with pytest.raises(LookupError):
+        await probe.run(task_status=Unwilling())
+    assert probe.state is CLOSED
+
+
+async def test_C9_async_with_may_be_left_in_another_task_than_it_was_entered_in():
+    probe = Probe()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.__aenter__)
+    assert probe.state is OPEN
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.__aexit__, None, None, None)
+    assert probe.state is CLOSED
+
+
+async def test_async_with_stops_what_it_has_started():
+    probe = Probe()
+    async with probe as connection:
+        assert connection is probe.connection
+        with pytest.raises(RuntimeError, match="entered"):
+            async with probe:
+                pytest.fail("entered twice")
+    assert probe.state is CLOSED
+    with pytest.raises(LookupError):
+        async with probe:
+            raise LookupError
+    assert probe.state is CLOSED
+
+
+async def test_async_with_does_not_stop_a_later_run():
+    probe = Probe()
+    async with probe:
+        await probe.stop()
+        later = await probe.start()
+    assert probe.connection is later
+    async with probe:  # that of the first block is over
+        pass
+    assert probe.state is CLOSED
+
+
+async def test_of_two_that_enter_at_once_one_is_refused():
+    probe = Probe()
+    outcomes = []
+
+    async def enter():
+        try:
+            await probe.__aenter__()
+        except RuntimeError:
+            outcomes.append("refused")
+        else:
+            outcomes.append("entered")
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(enter)
+        tg.start_soon(enter)
+    assert sorted(outcomes) == ["entered", "refused"]
+    await probe.__aexit__(None, None, None)
+    await probe.__aexit__(None, None, None)  # does nothing
+    assert probe.state is CLOSED
+
+
+async def test_a_second_entry_is_refused_while_the_first_opens_anew():
+    closing = Stage()
+    probe = Probe(closing=closing)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.__aenter__)
+        await wait_all_tasks_blocked()
+        tg.start_soon(probe.stop)
+        await closing.reached.wait()
+        with pytest.raises(RuntimeError, match="entered already"):
+            await probe.__aenter__()
+        closing.let_go.set()
+
+
+async def test_C8_every_method_is_refused_in_another_event_loop():
+    probe = Probe()
+    await probe.start()
+
+    async def misuse():
+        for call in (probe.start, probe.stop, probe.wait_closed, probe.run, probe.__aenter__):
+            with pytest.raises(WrongEventLoopError, match="probe"):
+                await call()
+
+    for backend in ("asyncio", "trio"):
+        await anyio.to_thread.run_sync(lambda backend=backend: anyio.run(misuse, backend=backend))
+    assert probe.state is OPEN
+    await probe.stop()
+
+
+async def test_properties_and_connection_lost_may_be_used_in_any_thread():
+    probe = Probe()
+    await probe.start()
+    seen = await anyio.to_thread.run_sync(lambda: (probe.state, probe.connection, probe.exception))
+    assert seen == (OPEN, probe.connection, None)
+    await anyio.to_thread.run_sync(probe.connection_lost, OSError("gone"))
+    with pytest.raises(ConnectionLostError):
+        await probe.wait_closed()
+    await anyio.to_thread.run_sync(probe.connection_lost)  # too late, and harmless
+    assert str(probe.exception.__cause__) == "gone"
+
+
+async def test_a_manager_can_be_made_of_a_factory():
+    @asynccontextmanager
+    async def numbers():
+        yield 1
+
+    manager = ConnectionManager.from_factory(numbers)
+    assert manager.name == "from_factory(numbers)"
+    async with manager as number:
+        assert number == 1
+    assert ConnectionManager.from_factory(numbers, name="one").name == "one"
+    with pytest.raises(TypeError, match="factory must be callable, not int"):
+        ConnectionManager.from_factory(1)
+
+
+class ForgetsSuper(ConnectionManager[int]):
+    def __init__(self, url):
+        self.url = url
+
+    @asynccontextmanager
+    async def open_connection(self):
+        yield 1
+
+
+@dataclass
+class Data(ConnectionManager[int]):
+    url: str
+
+    @asynccontextmanager
+    async def open_connection(self):
+        yield 1
+
+
+@dataclass(frozen=True)
+class Frozen(ConnectionManager[int]):
+    url: str
+
+    @asynccontextmanager
+    async def open_connection(self):
+        yield 1
+
+
+class Slotted(ForgetsSuper):
+    __slots__ = ("extra",)
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.extra = "extra"
+
+
+@pytest.mark.parametrize("kind", [ForgetsSuper, Data, Frozen, Slotted])
+async def test_any_subclass_works_and_its_copies_are_new_and_have_the_configuration_only(kind):
+    manager = kind("redis://x")
+    assert manager.name == kind.__name__
+    async with manager:
+        for other in copy.copy(manager), copy.deepcopy(manager), pickle.loads(pickle.dumps(manager)):
+            assert other.state is NEW
+            assert other.url == "redis://x"
+            assert getattr(other, "extra", None) == getattr(manager, "extra", None)
+            async with other as connection:
+                assert connection == 1
+        assert manager.state is OPEN
+
+
+async def test_an_abstract_manager_cannot_be_made():
+    with pytest.raises(TypeError, match="open_connection"):
+        ConnectionManager()
+
+
+async def test_the_repr_shows_name_and_state():
+    probe = Probe(name="redis")
+    assert repr(probe) == "<Probe 'redis' new>"
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, float("nan"), True, False, "1"])
+async def test_a_bad_timeout_is_refused_before_anything_is_opened(value):
+    probe = Probe()
+    kind = TypeError if isinstance(value, (bool, str)) else ValueError
+    with pytest.raises(kind, match="^timeout must be"):
+        await probe.start(timeout=value)
+    with pytest.raises(kind, match="^timeout must be"):
+        await probe.stop(timeout=value)
+    probe.start_timeout = value
+    with pytest.raises(kind, match="^start_timeout must be"):
+        await probe.start()
+    assert probe.state is NEW
+    assert not probe.entered
+
+
+async def test_bad_arguments_are_refused():
+    with pytest.raises(TypeError, match="name must be a string or None, not int"):
+        Probe(name=1)
+    with pytest.raises(TypeError, match="exc must be an exception or None, not str"):
+        Probe().connection_lost("broken")
+
+
+async def test_an_open_connection_that_is_no_context_manager_is_explained():
+    class Forgotten(ConnectionManager[int]):
+        async def open_connection(self):
+            return 1
+
+    class Generator(ConnectionManager[int]):
+        async def open_connection(self):
+            yield 1
+
+    class Wrong(ConnectionManager[int]):
+        def open_connection(self):
+            return 1
+
+    with pytest.raises(TypeError, match="not coroutine; is the decorator @asynccontextmanager missing"):
+        await Forgotten().start()
+    with pytest.raises(TypeError, match="not async_generator; is the decorator"):
+        await Generator().start()
+    with pytest.raises(TypeError, match="not int"):
+        await Wrong().start()
+
+
+class Outer(ConnectionManager[object]):
+    def __init__(self, inner):
+        super().__init__(name="outer")
+        self.inner = inner
+
+    @asynccontextmanager
+    async def open_connection(self):
+        async with self.open_inner(self.inner) as connection:
+            yield connection
+
+
+async def test_open_inner_puts_another_managers_connection_into_this_run():
+    probe = Probe()
+    outer = Outer(probe)
+    for _ in range(2):
+        connection = await outer.start()
+        assert connection is outer.connection
+        assert probe.state is NEW
+        with pytest.raises(RuntimeError, match="it is a part of outer"):
+            await probe.start()
+        with pytest.raises(RuntimeError, match="part of outer already"):
+            await Outer(probe).start()
+        await outer.stop()
+    assert len(probe.exited) == 2
+    async with probe:
+        with pytest.raises(RuntimeError, match="cannot be lent"):
+            await outer.start()
+
+
+async def test_the_loss_of_an_inner_connection_is_that_of_the_outer_one():
+    probe = Probe()
+    outer = Outer(probe)
+    await outer.start()
+    probe.connection_lost(OSError("gone"))
+    with pytest.raises(ConnectionLostError, match="outer") as caught:
+        await outer.wait_closed()
+    assert str(caught.value.__cause__) == "gone"
+    probe.connection_lost()  # nobody has borrowed it any more
+    assert probe.state is NEW
+
+
+async def test_the_plain_form_opens_in_the_calling_task():
+    outer = Outer(Probe())
+    async with outer.open_connection() as connection:
+        assert connection
+        outer.inner.connection_lost()  # there is no run to end
+        assert outer.state is NEW
+
+
+async def test_the_owner_has_the_context_of_the_start_that_began_the_run():
+    from contextvars import ContextVar
+
+    tenant = ContextVar("tenant")
+    seen = []
+
+    async def note():
+        seen.append(tenant.get())
+
+    probe = Probe(note, note)
+    tenant.set("first")
+    await probe.start()
+    tenant.set("second")
+    await probe.stop()
+    await probe.start()
+    await probe.stop()
+    assert seen == ["first", "first", "second", "second"]
+
+
+def test_C8_a_manager_works_in_one_loop_after_another(anyio_backend):
+    probe = Probe()
+    name, options = anyio_backend
+
+    async def cycle():
+        await probe.start()
+        await probe.stop()
+
+    for _ in range(2):
+        anyio.run(cycle, backend=name, backend_options=options)
+    assert len(probe.exited) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_C8_a_run_whose_loop_was_closed_is_over():
+    class Held:
+        """Nothing in it awaits when it is left, so that it can be collected."""
+
+        async def __aenter__(self):
+            return 1
+
+        async def __aexit__(self, *_):
+            return None
+
+    manager = ConnectionManager.from_factory(Held)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
+    loop.run_until_complete(manager.start())
+    assert manager.state is OPEN
+    loop.close()
+    assert manager.state is CLOSED
+    assert manager.exception is None
+    with pytest.raises(NotConnectedError):
+        manager.connection  # noqa: B018
+    manager.connection_lost()
+
+    async def go_on():
+        await manager.stop()
+        await manager.wait_closed()
+        await manager.start()
+        await manager.stop()
+
+    asyncio.run(go_on())
+    _owner._live_runs.clear()  # the only case in which an owner is left: its loop has died under it
+
+
+def test_O20_no_event_loop_at_all_is_an_error():
+    probe = Probe()
+    with pytest.raises(RuntimeError):
+        probe.start().send(None)
+    assert probe.state is NEW
+
+
+def test_in_a_forked_child_the_run_of_the_parent_is_over(monkeypatch):
+    import os
+
+    probe = Probe()
+
+    async def main():
+        await probe.start()
+        monkeypatch.setattr(os, "getpid", lambda pid=os.getpid(): pid + 1)
+        assert probe.state is CLOSED
+        with pytest.raises(NotConnectedError):
+            probe.connection  # noqa: B018
+        await probe.stop()
+        monkeypatch.undo()
+        assert probe.state is OPEN
+        await probe.stop()
+
+    anyio.run(main)
+
+
+def test_threads_do_not_mix_up_their_loops():
+    """Two loops, two threads, one manager each, at the same time."""
+    barrier = threading.Barrier(2)
+
+    def work():
+        probe = Probe()
+
+        async def main():
+            await probe.start()
+            await anyio.to_thread.run_sync(barrier.wait)
+            await probe.stop()
+
+        anyio.run(main)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
