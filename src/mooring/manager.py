@@ -273,6 +273,8 @@ class ConnectionManager(ABC, Generic[T_co]):
     async def _stop(self, run: Run[T_co], timeout: float | None) -> None:
         if run.is_owner_task():
             raise OwnerTaskError(self.name, "stop")
+        if run.state is ConnectionState.OPENING:
+            timeout = 0
         run.close()
         try:
             await run.over(timeout)

@@ -1,0 +1,1003 @@
+"""How a run ends: errors of opening and closing, losses, cancellations from every side."""
+
+import asyncio
+import contextvars
+import gc
+import logging
+import time
+import traceback
+import weakref
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+from conftest import all_tasks
+from probe import Probe, Stage, raises
+
+from mooring import (
+    ConnectionLostError,
+    ConnectionManager,
+    ConnectionState,
+    ConnectionStoppedError,
+    OwnerTaskError,
+    StartTimeoutError,
+    StopTimeoutError,
+    _owner,
+)
+
+NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
+
+
+class Custom(BaseException):
+    pass
+
+
+# Errors of opening.
+
+
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+async def test_O1_what_was_acquired_is_released_and_the_error_raised_by_every_start(place):
+    released = []
+
+    @asynccontextmanager
+    async def acquire(name):
+        await checkpoint()
+        try:
+            yield
+        finally:
+            await checkpoint()
+            released.append(name)
+
+    class Flaky(ConnectionManager[int]):
+        @asynccontextmanager
+        async def open_connection(self):
+            if place == "before":
+                raise FileNotFoundError("before")
+            async with acquire("first"):
+                if place == "between":
+                    raise FileNotFoundError("between")
+                async with acquire("second"):
+                    raise FileNotFoundError("after")
+            yield 1
+
+    manager = Flaky()
+    errors = []
+
+    async def start():
+        with pytest.raises(FileNotFoundError, match=place) as caught:
+            await manager.start()
+        errors.append(caught.value)
+
+    async with anyio.create_task_group() as tg:
+        for _ in range(3):
+            tg.start_soon(start)
+    assert errors == [manager.exception] * 3
+    assert errors[0].__notes__ == ["mooring: raised by Flaky while opening"]
+    assert released == {"before": [], "between": ["first"], "after": ["second", "first"]}[place]
+    assert manager.state is FAILED
+
+
+async def test_a_manager_whose_opening_has_failed_can_be_started_again():
+    probe = Probe(raises(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        await probe.start()
+    probe.opening = checkpoint
+    await probe.start()
+    assert probe.exception is None
+    await probe.stop()
+
+
+async def test_O2_a_group_of_one_is_raised_as_that_one_with_its_own_cause_and_context():
+    cause, leaf = LookupError("cause"), OSError("leaf")
+    leaf.__cause__ = cause
+    probe = Probe(raises(ExceptionGroup("outer", [BaseExceptionGroup("inner", [leaf])])))
+    with pytest.raises(OSError, match="leaf") as caught:
+        await probe.start()
+    assert caught.value is leaf
+    assert leaf.__cause__ is cause
+
+
+async def test_O2_a_group_of_two_stays_a_group():
+    probe = Probe(raises(ExceptionGroup("two", [OSError("a"), OSError("b")])))
+    with pytest.raises(ExceptionGroup, match="two") as caught:
+        await probe.start()
+    assert caught.value.__notes__ == ["mooring: raised by probe while opening"]
+
+
+async def test_O2_cancellations_are_taken_out_of_a_group():
+    async def fail():
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class() as cancelled:
+            raise BaseExceptionGroup("mixed", [cancelled, OSError("real")]) from None
+
+    class Flaky(ConnectionManager[int]):
+        @asynccontextmanager
+        async def open_connection(self):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await fail()
+            yield 1
+
+    with pytest.raises(OSError, match="real"):
+        await Flaky().start()
+
+
+async def test_opening_that_its_own_task_group_cancels_raises_what_has_crashed_it():
+    class Crashing(ConnectionManager[int]):
+        @asynccontextmanager
+        async def open_connection(self):
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(raises(OSError("crash")))
+                await anyio.sleep_forever()
+                yield 1
+
+    with pytest.raises(OSError, match="crash"):
+        await Crashing().start()
+
+
+def frames(error):
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+async def test_the_same_error_raised_to_many_shows_a_sane_traceback_each_time():
+    probe = Probe(raises(OSError("no")))
+    shown = []
+
+    async def first_caller():
+        try:
+            await probe.start()
+        except OSError as error:
+            shown.append(frames(error))
+
+    async def second_caller():
+        try:
+            raise LookupError("unrelated")
+        except LookupError:
+            try:
+                await probe.start()
+            except OSError as error:
+                shown.append(frames(error))
+                assert error.__context__ is None
+
+    async with anyio.create_task_group() as tg:
+        for caller in (first_caller, second_caller, first_caller):
+            tg.start_soon(caller)
+    for _ in range(3):
+        try:
+            await probe.wait_closed()
+        except OSError as error:
+            shown.append(frames(error))
+    assert all("raise_it" in names and names.count("raise_it") == 1 for names in shown)
+    assert sum("first_caller" in names for names in shown) == 2
+    assert sum("second_caller" in names for names in shown) == 1
+    assert max(len(names) for names in shown) < 12
+    assert len(probe.exception.__notes__) == 1
+
+
+async def test_a_raise_lets_go_of_the_frames_of_the_caller_before():
+    class Big:
+        pass
+
+    probe = Probe(raises(OSError("no")))
+
+    async def caller():
+        big = Big()
+        with pytest.raises(OSError, match="no"):
+            await probe.start()
+        return weakref.ref(big)
+
+    big = await caller()
+    with pytest.raises(OSError, match="no"):
+        await probe.wait_closed()
+    gc.collect()
+    assert big() is None
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), Custom(), KeyboardInterrupt()])
+async def test_O14_a_base_exception_while_opening_is_raised_by_every_start(error):
+    class Exiting(ConnectionManager[int]):
+        def open_connection(self):
+            return self
+
+        async def __aenter__(self):
+            await checkpoint()
+            raise error
+
+        async def __aexit__(self, *_):
+            pytest.fail("was never entered")
+
+    manager = Exiting()
+    errors = []
+
+    async def start():
+        try:
+            await manager.start()
+        except BaseException as raised:
+            errors.append(raised)
+
+    async with anyio.create_task_group() as tg:
+        for _ in range(2):
+            tg.start_soon(start)
+    assert errors == [error, error]
+    assert manager.state is FAILED
+
+
+async def test_O14_a_base_exception_of_an_open_connection_is_the_cause_of_a_loss(anyio_backend_name):
+    class Crashing(ConnectionManager[int]):
+        @asynccontextmanager
+        async def open_connection(self):
+            yield 1
+            raise Custom("odd")
+
+    manager = Crashing()
+    await manager.start()
+    [owner] = {task for task in all_tasks() if "mooring owner of Crashing" in repr(task)}
+    manager.connection_lost()
+    with pytest.raises(ConnectionLostError) as caught:
+        await manager.wait_closed()
+    assert isinstance(caught.value.__cause__, Custom)
+    if anyio_backend_name == "asyncio":  # where it leaves the owner, when nobody waits for it
+        await checkpoint()
+        assert isinstance(owner.exception(), Custom)
+
+
+# Losses.
+
+
+async def test_O18_a_loss_while_opening_is_raised_when_that_is_done():
+    probe = Probe()
+
+    async def lose():
+        probe.connection_lost(OSError("first"))
+        probe.connection_lost(OSError("second"))
+        await checkpoint()
+        assert probe.state is OPENING
+
+    probe.opening = lose
+    with pytest.raises(ConnectionLostError, match="probe: the connection was lost") as caught:
+        await probe.start()
+    assert str(caught.value.__cause__) == "first"
+    assert caught.value is not probe.exception
+    assert not probe.is_acquired
+
+
+async def test_O18_what_opening_raises_wins_over_a_loss():
+    probe = Probe()
+
+    async def lose():
+        probe.connection_lost()
+        await raises(OSError("real"))()
+
+    probe.opening = lose
+    with pytest.raises(OSError, match="real"):
+        await probe.start()
+
+
+async def test_O18_a_stop_while_opening_wins_over_a_loss():
+    stage = Stage()
+    probe = Probe(stage)
+    async with anyio.create_task_group() as tg:
+
+        async def start():
+            with pytest.raises(ConnectionStoppedError):
+                await probe.start()
+
+        tg.start_soon(start)
+        await stage.reached.wait()
+        probe.connection_lost()
+        await probe.stop()
+    assert probe.state is CLOSED
+
+
+async def test_a_loss_closes_the_connection_is_logged_once_and_told_to_who_waits(caplog):
+    closing = Stage()
+    probe = Probe(closing=closing)
+    await probe.start()
+    async with anyio.create_task_group() as tg:
+
+        async def wait():
+            with pytest.raises(ConnectionLostError):
+                await probe.wait_closed()
+
+        tg.start_soon(wait)
+        tg.start_soon(wait)
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            probe.connection_lost(OSError("gone"))
+        assert probe.state is CLOSING
+        await closing.reached.wait()
+        with pytest.raises(ConnectionLostError) as caught:
+            probe.connection  # noqa: B018
+        assert str(caught.value.__cause__) == "gone"
+        closing.let_go.set()
+    assert probe.state is FAILED
+    [record] = caplog.records
+    assert record.name == "mooring"
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "probe: the connection was lost"
+    assert "OSError: gone" in caplog.text
+    assert probe.exception.__cause__.__notes__ == ["mooring: raised by probe while open"]
+    await probe.stop()  # changes nothing
+    assert probe.state is FAILED
+
+
+async def test_an_error_of_closing_after_a_loss_is_its_cause_or_logged(caplog):
+    probe = Probe(closing=raises(OSError("closing")))
+    await probe.start()
+    probe.connection_lost()
+    with pytest.raises(ConnectionLostError) as caught:
+        await probe.wait_closed()
+    assert str(caught.value.__cause__) == "closing"
+    assert len(caplog.records) == 1
+    caplog.clear()
+
+    await probe.start()
+    probe.connection_lost(OSError("loss"))
+    with pytest.raises(ConnectionLostError) as caught:
+        await probe.wait_closed()
+    assert str(caught.value.__cause__) == "loss"
+    assert [record.getMessage() for record in caplog.records] == [
+        "probe: error while closing",
+        "probe: the connection was lost",
+    ]
+
+
+class Crashable(ConnectionManager[anyio.Event]):
+    """Setting its connection crashes it, or ends it without an error."""
+
+    error = OSError("crash")
+
+    @asynccontextmanager
+    async def open_connection(self):
+        crash = anyio.Event()
+
+        async def work():
+            await crash.wait()
+            if self.error is not None:
+                raise self.error
+            tg.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(work)
+            yield crash
+            tg.cancel_scope.cancel()
+
+
+async def test_P6_a_crash_inside_the_transport_is_a_loss_with_the_leaf_as_cause(caplog):
+    manager = Crashable()
+    (await manager.start()).set()
+    with pytest.raises(ConnectionLostError) as caught:
+        await manager.wait_closed()
+    assert caught.value.__cause__ is manager.error
+    assert len(caplog.records) == 1
+
+
+async def test_P6_a_transport_that_ends_itself_is_a_loss_without_a_cause():
+    manager = Crashable()
+    manager.error = None
+    (await manager.start()).set()
+    with pytest.raises(ConnectionLostError) as caught:
+        await manager.wait_closed()
+    assert caught.value.__cause__ is None
+
+
+async def test_a_loss_is_of_the_run_that_has_caused_it_and_not_of_a_later_one():
+    late = anyio.Event()
+    probe = Probe()
+
+    async def call_late():
+        await late.wait()
+        probe.connection_lost()
+
+    contexts = []
+    probe.opening = lambda: checkpoint_and_note(contexts)
+    await probe.start()
+    await probe.stop()
+    await probe.start()
+    contexts[0].run(probe.connection_lost)
+    assert probe.state is OPEN
+    contexts[1].run(probe.connection_lost)
+    assert probe.state is CLOSING
+    await probe.stop()
+
+
+async def checkpoint_and_note(contexts):
+    contexts.append(contextvars.copy_context())
+    await checkpoint()
+
+
+# Closing.
+
+
+async def test_C1_an_error_of_closing_is_not_raised_by_stop_but_kept_and_logged_once(caplog):
+    probe = Probe(closing=raises(OSError("closing")))
+    await probe.start()
+    await probe.stop()
+    assert probe.state is FAILED
+    assert str(probe.exception) == "closing"
+    assert probe.exception.__notes__ == ["mooring: raised by probe while closing"]
+    with pytest.raises(OSError, match="closing"):
+        await probe.wait_closed()
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "probe: error while closing"
+    assert "raise_it" in caplog.text
+
+
+async def test_C2_closing_that_hangs_is_cancelled_after_the_timeout():
+    probe = Probe(closing=anyio.sleep_forever)
+    await probe.start()
+    await probe.stop(timeout=0.01)
+    assert probe.state is CLOSED
+    assert not probe.is_acquired
+
+
+async def test_C2_a_timeout_of_0_cancels_at_once():
+    stage = Stage()
+    probe = Probe(closing=stage)
+    await probe.start()
+    await probe.stop(timeout=0)
+    assert stage.reached.is_set()
+    assert probe.state is CLOSED
+
+
+async def test_C2_of_several_stops_the_earliest_deadline_counts():
+    stage = Stage()
+    probe = Probe(closing=stage)
+    await probe.start()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.stop, None)
+        tg.start_soon(probe.stop, 60)
+        await stage.reached.wait()
+        await probe.stop(timeout=0.01)
+    assert probe.state is CLOSED
+
+
+async def test_invariant_4_a_healthy_close_is_not_cancelled():
+    seen = []
+
+    async def close_in_steps():
+        for step in range(10):
+            await checkpoint()
+            seen.append(step)
+
+    probe = Probe(closing=close_in_steps)
+    await probe.start()
+    await probe.stop(timeout=5)
+    assert seen == list(range(10))
+
+
+async def swallow(let_go):
+    while not let_go.is_set():
+        try:
+            await let_go.wait()
+        except anyio.get_cancelled_exc_class():
+            pass
+
+
+@pytest.mark.parametrize("how", ["swallows", "shields"])
+async def test_C3_an_owner_that_cannot_be_ended_is_named_and_quiet_and_the_only_one(how, grace, caplog):
+    let_go = anyio.Event()
+
+    async def close():
+        if how == "swallows":
+            await swallow(let_go)
+        else:
+            with anyio.CancelScope(shield=True):
+                await let_go.wait()
+
+    probe = Probe(closing=close)
+    await probe.start()
+    for _ in range(2):
+        with pytest.raises(StopTimeoutError, match="task 'mooring owner of probe' waits in") as caught:
+            await probe.stop(timeout=0.01)
+        assert "test_owner.py:" in str(caught.value)
+    assert probe.state is CLOSING
+    with pytest.raises(StopTimeoutError):
+        await probe.start()
+    assert len(probe.entered) == 1
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    before = time.process_time()
+    await anyio.sleep(0.3)
+    assert time.process_time() - before < 0.1
+    let_go.set()
+    await probe.stop()
+    assert probe.state is CLOSED
+    await probe.start()
+    let_go = anyio.Event()
+    let_go.set()
+    await probe.stop()
+
+
+async def test_O3_opening_behind_a_shield_is_given_up_and_says_where_it_waits(grace, caplog):
+    stage = Stage(shield=True)
+    probe = Probe(stage)
+    with pytest.raises(StartTimeoutError, match=r"0\.01 s; the task .* waits in Stage.__call__"):
+        await probe.start(timeout=0.01)
+    assert probe.state is CLOSING
+    assert caplog.records[0].levelno == logging.ERROR
+    stage.let_go.set()
+    await probe.stop()
+
+
+async def test_starts_that_wait_for_an_owner_that_is_given_up_are_told(grace):
+    stage = Stage(shield=True)
+    probe = Probe(stage)
+    outcomes = []
+
+    async def start():
+        try:
+            await probe.start()
+        except ConnectionStoppedError:
+            outcomes.append("stopped")
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        await stage.reached.wait()
+        with pytest.raises(StopTimeoutError):
+            await probe.stop()
+    assert outcomes == ["stopped"]
+    stage.let_go.set()
+    await probe.stop()
+
+
+async def test_a_start_that_waits_for_a_lost_owner_that_is_given_up_is_told_of_the_loss(grace, asyncio_only):
+    stage = Stage(shield=True)
+    probe = Probe(stage)
+    outcomes = []
+
+    async def start():
+        try:
+            await probe.start()
+        except ConnectionLostError:
+            outcomes.append("lost")
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        await stage.reached.wait()
+        owner_task(probe).cancel()
+        await checkpoint()
+        await checkpoint()
+        with pytest.raises(StopTimeoutError):
+            await probe.stop(timeout=0)
+    assert outcomes == ["lost"]
+    stage.let_go.set()
+    await probe.stop()
+
+
+# Cancelled callers of stop().
+
+
+async def test_C6_a_cancelled_stop_forces_the_close_and_waits_for_it():
+    probe = Probe(closing=anyio.sleep_forever)
+    await probe.start()
+    with anyio.move_on_after(0.01) as scope:
+        await probe.stop(timeout=None)
+    assert scope.cancelled_caught
+    assert probe.state is CLOSED
+
+
+async def test_C6_a_natively_cancelled_stop_forces_the_close_and_waits_for_it(asyncio_only):
+    stage = Stage()
+    probe = Probe(closing=stage)
+    await probe.start()
+    stopping = asyncio.create_task(probe.stop(timeout=None))
+    await stage.reached.wait()
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert probe.state is CLOSED
+    assert stopping.cancelling() == 1
+
+
+async def test_C6_a_second_native_cancel_ends_the_wait_and_the_owner_goes_on(asyncio_only):
+    stage = Stage(shield=True)
+    probe = Probe(closing=stage)
+    await probe.start()
+    stopping = asyncio.create_task(probe.stop())
+    await stage.reached.wait()
+    stopping.cancel()
+    await wait_all_tasks_blocked()
+    assert not stopping.done()
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert probe.state is CLOSING
+    stage.let_go.set()
+    await probe.wait_closed()
+    assert probe.state is CLOSED
+
+
+async def test_C6_a_cancelled_stop_gives_up_in_time(grace, caplog):
+    stage = Stage(shield=True)
+    probe = Probe(closing=stage)
+    await probe.start()
+    with anyio.move_on_after(0.01) as scope:
+        await probe.stop()
+    assert scope.cancelled_caught
+    assert caplog.records[0].levelno == logging.ERROR
+    stage.let_go.set()
+    await probe.stop()
+
+
+@pytest.mark.parametrize("how", ["task.cancel", "asyncio.timeout", "asyncio.wait_for"])
+async def test_O15_a_start_that_asyncio_cancels_ends_the_attempt(how, asyncio_only):
+    stage = Stage()
+    probe = Probe(stage)
+    current = asyncio.current_task()
+    if how == "task.cancel":
+        starting = asyncio.create_task(probe.start())
+        await stage.reached.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert starting.cancelling() == 1
+    elif how == "asyncio.timeout":
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await probe.start()
+    else:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(probe.start(), 0.01)
+    assert current.cancelling() == 0
+    assert probe.state is CLOSED
+    assert not probe.is_acquired
+
+
+# The owner, cancelled from outside.
+
+
+def owner_task(probe):
+    [owner] = {task for task in asyncio.all_tasks() if task.get_name() == f"mooring owner of {probe.name}"}
+    return owner
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("phase", ["first step", "opening", "open", "closing", "shielded closing"])
+async def test_P7_an_owner_that_is_cancelled_from_outside_closes_and_is_a_loss(phase, times, asyncio_only):
+    opening, closing = Stage(), Stage(shield=phase == "shielded closing")
+    probe = Probe(opening, closing)
+    outcomes = []
+
+    async def start():
+        try:
+            await probe.start()
+        except ConnectionLostError as error:
+            outcomes.append(error)
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        await checkpoint() if phase == "first step" else await opening.reached.wait()
+        if phase not in {"first step", "opening"}:
+            opening.let_go.set()
+            await wait_all_tasks_blocked()
+        if "closing" in phase:
+            tg.start_soon(probe.stop)
+            await closing.reached.wait()
+        owner = owner_task(probe)
+        for _ in range(times):
+            owner.cancel()
+            await checkpoint()
+        closing.let_go.set()
+    with anyio.CancelScope(shield=True):
+        while not owner.done():
+            await checkpoint()
+    assert not owner.cancel()
+    assert not owner.cancelled()
+    assert not probe.is_acquired
+    if "closing" in phase:
+        assert probe.state is CLOSED
+    else:
+        assert isinstance(probe.exception, ConnectionLostError)
+        assert "cancelled from outside" in str(probe.exception)
+    # O16: the starter is told of a loss, and is not cancelled itself.
+    assert len(outcomes) == (phase in {"first step", "opening"})
+
+
+async def test_O16_opening_that_is_cancelled_by_nobody_known_is_a_loss(asyncio_only):
+    async def wait_for_a_cancelled_task():
+        other = asyncio.create_task(anyio.sleep_forever())
+        other.cancel()
+        await other
+
+    probe = Probe(wait_for_a_cancelled_task)
+    with pytest.raises(ConnectionLostError, match="nobody here had asked for it"):
+        await probe.start()
+
+
+def test_P8_asyncio_run_closes_what_is_open_silently(caplog):
+    probe = Probe(closing=checkpoint)
+
+    async def main():
+        await probe.start()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    assert probe.state is FAILED
+    assert not probe.is_acquired
+    assert not caplog.records
+
+
+def test_P8_trio_run_closes_what_is_open_silently(caplog):
+    import trio
+
+    probe = Probe(closing=lambda: trio.sleep(0))
+
+    with caplog.at_level(logging.INFO):
+        trio.run(probe.start)
+    assert probe.state is FAILED
+    assert not probe.is_acquired
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("error", [LookupError, SystemExit])
+def test_P8_an_exception_that_ends_main_ends_the_connections(error, anyio_backend_name):
+    probe = Probe(anyio.lowlevel.checkpoint)
+
+    async def main():
+        await probe.start()
+        raise error
+
+    if anyio_backend_name == "trio":
+        import trio
+
+        with pytest.raises(error):
+            trio.run(main)
+    else:
+        with pytest.raises(error):
+            asyncio.run(main())
+    assert not probe.is_acquired
+
+
+async def test_O19_native_timeouts_and_task_groups_inside_a_connection_work(asyncio_only, caplog):
+    seen = []
+
+    async def use_them():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.sleep(60)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.sleep(60), 0.001)
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as tg:
+                tg.create_task(raises(OSError())())
+                await asyncio.sleep(60)
+        for attempt in range(3):  # as redis-py does around each of its retries
+            try:
+                async with asyncio.timeout(0.001 if attempt < 2 else None):
+                    await asyncio.sleep(60 if attempt < 2 else 0)
+            except TimeoutError:
+                continue
+        seen.append(asyncio.current_task().cancelling())
+
+    probe = Probe(use_them, use_them)
+    await probe.start()
+    assert probe.state is OPEN
+    await probe.stop()
+    assert probe.state is CLOSED
+    assert seen == [0, 0]
+    assert not caplog.records
+
+
+async def test_a_timeout_inside_that_races_with_a_stop_does_not_keep_the_owner(asyncio_only):
+    async def close():
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(60)
+
+    probe = Probe(closing=close)
+    await probe.start()
+    await probe.stop(timeout=0.01)
+    assert probe.state in {CLOSED, FAILED}
+    assert not probe.is_acquired
+
+
+# Calls from inside.
+
+
+async def test_O21_the_owner_may_not_wait_for_itself():
+    probe = Probe()
+    errors = []
+
+    async def call_everything():
+        for call in (probe.start, probe.stop, probe.wait_closed):
+            with pytest.raises(OwnerTaskError, match="probe: .* called by its own connection"):
+                await call()
+            errors.append(call)
+
+    probe.opening = probe.closing = call_everything
+    await probe.start()
+    await probe.stop()
+    assert len(errors) == 6
+
+
+@pytest.mark.parametrize("call", ["start", "stop", "wait_closed"])
+@pytest.mark.parametrize("phase", ["opening", "open", "closing"])
+async def test_O21_a_child_of_the_owner_never_deadlocks(phase, call):
+    class Parent(ConnectionManager[anyio.Event]):
+        @asynccontextmanager
+        async def open_connection(self):
+            async with anyio.create_task_group() as tg:
+                if phase == "opening":
+                    tg.start_soon(child)
+                    await wait_all_tasks_blocked()
+                yield anyio.Event()
+                if phase == "closing":
+                    tg.start_soon(child)
+                    await wait_all_tasks_blocked()
+                tg.cancel_scope.cancel()
+
+    outcomes = []
+
+    async def child():
+        try:
+            await getattr(manager, call)()
+        except (OwnerTaskError, anyio.get_cancelled_exc_class()) as error:
+            outcomes.append(type(error).__name__)
+            raise
+        outcomes.append("returned")
+
+    manager = Parent()
+    try:
+        await manager.start()
+    except (OwnerTaskError, ConnectionStoppedError):
+        assert phase == "opening"
+    if phase == "open":
+        context = owner_context(manager)
+        async with anyio.create_task_group() as tg:
+            await run_in_context(tg, context, child)
+            await wait_all_tasks_blocked()
+            await manager.stop()
+    await manager.stop()
+    assert len(outcomes) == 1
+    assert not _owner._live_runs
+
+
+def owner_context(manager):
+    context = contextvars.copy_context()
+    context.run(_owner._runs_around.set, (manager._life.run,))
+    return context
+
+
+async def run_in_context(task_group, context, function):
+    context.run(task_group.start_soon, function)
+
+
+async def test_O21_a_stop_by_a_child_ends_even_if_closing_waits_for_the_child():
+    class Waiting(ConnectionManager[int]):
+        @asynccontextmanager
+        async def open_connection(self):
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(self.stop, 0.02)
+                yield 1
+                # and waits for its children
+
+    manager = Waiting()
+    with suppress(ConnectionStoppedError):  # if the child comes before the starter
+        await manager.start()
+    await manager.wait_closed()
+    assert manager.state is CLOSED
+
+
+async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_owner():
+    cancelled = anyio.Event()
+
+    class Hanging(ConnectionManager[anyio.Event]):
+        @asynccontextmanager
+        async def open_connection(self):
+            go = anyio.Event()
+
+            async def child():
+                await go.wait()
+                try:
+                    await self.stop(0.02)
+                finally:
+                    cancelled.set()
+
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(child)
+                yield go
+                tg.cancel_scope.cancel()
+            await anyio.sleep_forever()
+
+    manager = Hanging()
+    (await manager.start()).set()
+    await cancelled.wait()
+    await manager.wait_closed()
+    assert manager.state is CLOSED
+
+
+async def test_a_manager_started_inside_a_connection_may_not_wait_for_the_outer_one():
+    outer = Probe(name="outer")
+    inner = Probe(lambda: outer.start(), name="inner")
+    outer.opening = lambda: inner.start()
+    with pytest.raises(OwnerTaskError, match="outer"):
+        await outer.start()
+    await inner.stop()
+
+
+async def test_a_task_that_outlives_its_run_may_stop_and_start_the_next_one():
+    probe = Probe()
+    contexts = []
+    probe.opening = lambda: checkpoint_and_note(contexts)
+    await probe.start()
+    await probe.stop()
+    async with anyio.create_task_group() as tg:
+        contexts[0].run(tg.start_soon, probe.start)
+    async with anyio.create_task_group() as tg:
+        contexts[0].run(tg.start_soon, probe.stop)
+    assert len(probe.exited) == 2
+
+
+# Names, transitions and logs.
+
+
+async def test_the_owner_shows_by_name_among_the_tasks_of_the_loop():
+    probe = Probe(name="redis")
+    await probe.start()
+    assert any("mooring owner of redis" in repr(task) for task in all_tasks())
+    await probe.stop()
+
+
+async def test_transitions_are_logged_at_debug(caplog):
+    probe = Probe()
+    with caplog.at_level(logging.DEBUG, logger="mooring"):
+        async with probe:
+            pass
+    assert [record.getMessage() for record in caplog.records] == [
+        "probe: new -> opening",
+        "probe: opening -> open",
+        "probe: open -> closing",
+        "probe: closing -> closed",
+    ]
+
+
+async def test_a_dropped_manager_is_not_stopped_until_its_loop_ends():
+    closed = []
+
+    async def note():
+        closed.append(True)
+
+    probe = Probe(closing=note)
+    await probe.start()
+    run = weakref.ref(probe._life.run)
+    del probe
+    gc.collect()
+    assert not closed
+    run().close()
+    while not closed:
+        await checkpoint()
+    await checkpoint()
+
+
+async def test_C7_start_and_stop_raced_many_times():
+    probe = Probe()
+
+    async def start():
+        for _ in range(100):
+            try:
+                await probe.start()
+            except ConnectionStoppedError:
+                pass
+
+    async def stop():
+        for _ in range(100):
+            await probe.stop()
+
+    async with anyio.create_task_group() as tg:
+        for function in (start, stop, start, stop):
+            tg.start_soon(function)
+    await probe.stop()
+    assert probe.entered == probe.exited
+    assert probe.state is CLOSED
+
+
+async def test_an_idle_connection_costs_no_cpu():
+    probe = Probe()
+    async with probe:
+        before = time.process_time()
+        await anyio.sleep(0.2)
+        assert time.process_time() - before < 0.05
