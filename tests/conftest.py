@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -30,6 +31,7 @@ if sys.platform != "win32":  # uvloop does not exist there
     import uvloop
 
     BACKENDS.append(pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop"))
+    uvloop.run(asyncio.sleep(0))  # the first one opens a pipe that the process keeps
 
 
 @pytest.fixture(params=BACKENDS)
@@ -79,8 +81,9 @@ def resources():
             except FileNotFoundError:  # the one that lists them
                 continue
             found.add(f"descriptor {descriptor} {target}")
-        children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
-        found |= {f"process {child}" for child in children.split()}
+        for children in Path("/proc/self/task").glob("*/children"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                found |= {f"process {child}" for child in children.read_text().split()}
     return found
 
 
@@ -95,7 +98,7 @@ def _nothing_stays_in_the_process():
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays_in_the_loop(request):
+def _nothing_stays_in_the_loop(request, _nothing_stays_in_the_process):
     if inspect.iscoroutinefunction(request.function):
         request.getfixturevalue("_no_task_stays")
     yield

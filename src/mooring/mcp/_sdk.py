@@ -5,12 +5,13 @@ Types are those of 2.x, against which mooring is checked.
 
 import inspect
 from collections.abc import Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-from mcp import ClientSession
+from anyio import CancelScope
+from mcp import ClientSession, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "check_options",
     "client_type",
     "create_session",
+    "stdio_streams",
     "streamable_http_streams",
 ]
 
@@ -73,6 +75,27 @@ def create_session(streams: "TransportStreams", options: Mapping[str, Any]) -> C
     if seconds is not None:
         converted["read_timeout_seconds"] = seconds if HAS_CLIENT else timedelta(seconds=seconds)
     return ClientSession(*streams, **converted)
+
+
+@asynccontextmanager
+async def stdio_streams(
+    server: StdioServerParameters, errlog: TextIO
+) -> "AsyncGenerator[TransportStreams]":
+    """The SDK's transport. 1.x leaves its streams open if it is cancelled while it closes."""
+    async with AsyncExitStack() as streams_to_close:
+        async with stdio_client(server, errlog) as streams:
+            for stream in streams:
+                streams_to_close.push_async_callback(_close_shielded, stream)
+            yield streams
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+async def _close_shielded(stream: _Closable) -> None:
+    with CancelScope(shield=True):
+        await stream.aclose()
 
 
 @asynccontextmanager

@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TextIO
 
-from mcp import StdioServerParameters, stdio_client
+from mcp import StdioServerParameters
 from typing_extensions import override
 
 from ..manager import ConnectionManager
 from ..state import ConnectionState
+from . import _sdk
 from .streams import TransportStreams
 
 __all__ = ["StdioConnectionManager"]
@@ -48,7 +49,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 
         Raises:
             TypeError: `server_params` is something else, or `name` is no string.
-            ValueError: The command is empty.
+            ValueError: The command is empty, or it or an argument contains a NUL character.
         """
         if not isinstance(server_params, StdioServerParameters):
             raise TypeError(
@@ -57,6 +58,9 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         words = server_params.command.split()
         if not words:
             raise ValueError("server_params.command must not be empty")
+        if any("\0" in argument for argument in (server_params.command, *server_params.args)):
+            # Else uvloop would cut the argument off there, without a word.
+            raise ValueError("server_params.command and .args must not contain NUL characters")
         # Of a whole command line given as the command, only the first word is shown.
         base_name = words[0].replace("\\", "/").rpartition("/")[2]
         super().__init__(name=f"{type(self).__name__}({base_name})" if name is None else name)
@@ -67,7 +71,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[TransportStreams]:
         errlog = sys.stderr if self.errlog is None else self.errlog
-        async with stdio_client(self.server_params, errlog) as streams:
+        async with _sdk.stdio_streams(self.server_params, errlog) as streams:
             yield streams
 
     def get_streams(self) -> TransportStreams | None:

@@ -1,0 +1,5 @@
+"""Neither reads nor answers."""
+
+import time
+
+time.sleep(600)

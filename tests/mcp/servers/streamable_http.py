@@ -1,0 +1,13 @@
+"""The server of the examples, on streamable HTTP on the port that is given."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "examples"))
+from server import server
+
+if hasattr(server.settings, "port"):  # mcp 1.x
+    server.settings.port = int(sys.argv[1])
+    server.run("streamable-http")
+else:
+    server.run("streamable-http", port=int(sys.argv[1]))

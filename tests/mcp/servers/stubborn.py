@@ -1,0 +1,10 @@
+"""The tiny server, ignoring both the end of its input and SIGTERM."""
+
+import signal
+import time
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+import tiny  # noqa: E402, F401
+
+time.sleep(600)

@@ -1,0 +1,287 @@
+"""Sessions on real servers, and why they could not be had."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import mcp
+import pytest
+from conftest import resources
+from mcp import StdioServerParameters
+from servers import MUTE, SDK, TINY, python_server
+
+from mooring import ConnectionLostError, ConnectionManager, ConnectionState, StartTimeoutError
+from mooring.mcp import ClientConnectionManager, SessionConnectionManager, StdioConnectionManager
+from mooring.mcp import _sdk
+
+if _sdk.HAS_CLIENT:
+    from mcp.client import CacheConfig, InMemoryResponseCacheStore
+
+    KINDS = [SessionConnectionManager, ClientConnectionManager]
+else:
+    KINDS = [SessionConnectionManager]
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+only_2 = pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x has no Client")
+ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
+
+
+def processes():
+    return {resource for resource in resources() if resource.startswith("process")}
+
+
+def text(result):
+    return result.content[0].text
+
+
+@kinds
+@pytest.mark.within(20)
+async def test_a_server_is_started_in_one_task_called_in_others_and_stopped_in_another(kind):
+    manager = kind(SDK)
+    before = processes()
+    sums = {}
+
+    async def add(number):
+        sums[number] = text(await manager.connection.call_tool("add", {"a": number, "b": number}))
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(manager.start)
+    async with anyio.create_task_group() as tg:
+        for number in range(10):
+            tg.start_soon(add, number)
+    assert len(processes() - before) == 1
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(manager.stop)
+    assert sums == {number: str(2 * number) for number in range(10)}
+    assert processes() == before
+    assert manager.state is ConnectionState.CLOSED
+    assert manager.exception is None
+
+
+@kinds
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("order", ["fifo", "lifo", "at once"])
+@pytest.mark.within(30)
+async def test_five_sessions_are_closed_in_any_order(kind, order):
+    managers = [kind(TINY) for _ in range(5)]
+    before = processes()
+    async with anyio.create_task_group() as tg:
+        for manager in managers:
+            tg.start_soon(manager.start)
+    ids = [text(await manager.connection.call_tool("process_id", {})) for manager in managers]
+    assert len(set(ids)) == 5
+    if order == "at once":
+        async with anyio.create_task_group() as tg:
+            for manager in managers:
+                tg.start_soon(manager.stop)
+    else:
+        for manager in managers if order == "fifo" else reversed(managers):
+            await manager.stop()
+    assert processes() == before
+
+
+@kinds
+@pytest.mark.within(20)
+async def test_a_session_can_be_started_again(kind):
+    manager = kind(StdioConnectionManager(TINY))
+    ids = set()
+    for _ in range(2):
+        async with manager as session:
+            ids.add(text(await session.call_tool("process_id", {})))
+    assert len(ids) == 2
+
+
+@kinds
+async def test_a_command_that_is_missing_is_said(kind):
+    manager = kind(StdioServerParameters(command="mooring-has-no-such-command"))
+    with pytest.raises(FileNotFoundError) as caught:
+        await manager.start()
+    assert caught.value.__notes__ == [f"mooring: raised by {manager.name} while opening"]
+
+
+@kinds
+async def test_O11_a_server_that_exits_at_once_has_closed_the_connection(kind):
+    manager = kind(python_server("pass"))
+    before = processes()
+    with pytest.raises(ERROR, match="Connection closed"):
+        await manager.start()
+    assert processes() == before
+
+
+@kinds
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.within(20)
+async def test_O12_a_mute_server_is_a_timeout_and_is_gone(kind):
+    manager = kind(MUTE, start_timeout=0.2)
+    before = processes()
+    with pytest.raises(StartTimeoutError, match=r"no connection within 0\.2 s"):
+        await manager.start()
+    assert processes() == before
+
+
+@kinds
+async def test_O4_a_refused_port_is_a_connect_error(kind):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        manager = kind(f"http://user:s3cret@127.0.0.1:{unused.getsockname()[1]}/mcp?token=s3cret")
+        with pytest.raises(Exception, match="connect") as caught:
+            await manager.start()
+    assert type(caught.value).__name__ == "ConnectError"
+    assert "s3cret" not in f"{manager!r} {caught.value} {caught.value.__notes__}"
+
+
+@pytest.fixture
+def http_server():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).parent / "servers" / "streamable_http.py", str(port)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr:
+            if "Uvicorn running" in line:
+                break
+        yield f"http://127.0.0.1:{port}/mcp"
+        process.terminate()
+        process.stderr.read()
+
+
+@kinds
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.within(20)
+# The SDK leaves its generator of server-sent events to the garbage collector, which trio tells.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_url_is_a_streamable_http_server(kind, http_server):
+    async with kind(http_server) as session:
+        assert text(await session.call_tool("add", {"a": 1, "b": 2})) == "3"
+
+
+@kinds
+async def test_a_transport_that_crashes_is_a_loss(kind):
+    crash = anyio.Event()
+
+    async def work():
+        await crash.wait()
+        raise OSError("crash")
+
+    @asynccontextmanager
+    async def crashing():
+        async with StdioConnectionManager(TINY).open_connection() as streams, anyio.create_task_group() as tg:
+            tg.start_soon(work)
+            yield streams
+            tg.cancel_scope.cancel()
+
+    manager = kind(ConnectionManager.from_factory(crashing))
+    await manager.start()
+    crash.set()
+    with pytest.raises(ConnectionLostError) as caught:
+        await manager.wait_closed()
+    assert str(caught.value.__cause__) == "crash"
+
+
+@kinds
+async def test_the_names_say_what_is_below(kind):
+    assert kind(TINY).name.startswith(f"{kind.__name__} on StdioConnectionManager(python")
+    assert kind("https://u:p@example.org/mcp?token=t#f").name == f"{kind.__name__} on https://example.org/mcp"
+    assert kind(TINY, name="files").name == "files"
+
+
+@kinds
+async def test_what_the_sdk_takes_can_be_given(kind):
+    messages = []
+
+    async def on_message(message):
+        messages.append(message)
+
+    info = mcp.types.Implementation(name="mooring's tests", version="1")
+    manager = kind(TINY, client_info=info, message_handler=on_message, read_timeout_seconds=5)
+    async with manager as session:
+        assert text(await session.call_tool("process_id", {}))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("seconds", [0.2, timedelta(seconds=0.2)])
+async def test_a_read_timeout_may_be_seconds_or_a_timedelta(seconds):
+    manager = SessionConnectionManager(MUTE, read_timeout_seconds=seconds)
+    with pytest.raises(ERROR, match="Timed out|timed out"):
+        await manager.start()
+
+
+@kinds
+async def test_what_the_installed_sdk_does_not_take_is_refused(kind):
+    for option in ("colour", "read_stream", "server"):
+        with pytest.raises(TypeError, match=f"unexpected argument '{option}'.* takes .*client_info"):
+            kind(TINY, **{option: 1})
+    if not _sdk.HAS_CLIENT:
+        with pytest.raises(TypeError, match="unexpected argument 'log_level'"):
+            kind(TINY, log_level="info")
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("transport", "error", "match"),
+    [
+        (1, TypeError, "transport must be a ConnectionManager, StdioServerParameters or a URL, not int"),
+        ("ftp://example.org", ValueError, "transport must be a URL that starts with http"),
+        ("example.org/mcp", ValueError, "transport must be a URL that starts with http"),
+        ("http://", ValueError, "transport must be a URL that starts with http"),
+    ],
+)
+def test_a_bad_transport_is_refused(kind, transport, error, match):
+    with pytest.raises(error, match=match):
+        kind(transport)
+
+
+@kinds
+def test_a_bad_start_timeout_is_refused(kind):
+    with pytest.raises(ValueError, match="start_timeout must be"):
+        kind(TINY, start_timeout=-1)
+    assert kind(TINY, start_timeout=None).start_timeout is None
+    assert kind(TINY).start_timeout == 60
+
+
+@only_2
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_the_mode_of_a_client_can_be_chosen(mode):
+    async with ClientConnectionManager(SDK, mode=mode) as client:
+        assert text(await client.call_tool("add", {"a": 1, "b": 2})) == "3"
+        assert (client.protocol_version >= "2026") == (mode == "auto")
+
+
+@only_2
+def test_what_the_client_refuses_is_refused_before_anything_is_opened():
+    with pytest.raises(ValueError, match="mode must be"):
+        ClientConnectionManager(TINY, mode="nonsense")
+
+
+@only_2
+def test_a_cache_is_told_the_url_as_its_target_without_credentials():
+    cache = CacheConfig(store=InMemoryResponseCacheStore(), partition="tests")
+    manager = ClientConnectionManager("http://u:p@example.org/mcp?q=1", cache=cache)
+    assert manager.options["cache"].target_id == "http://example.org/mcp?q=1"
+    assert ClientConnectionManager(TINY, cache=None).options["cache"] is None
+    with pytest.raises(ValueError, match="target_id"):
+        ClientConnectionManager(TINY, cache=cache)
+
+
+@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x has a Client")
+def test_without_a_client_in_the_sdk_the_manager_says_so():
+    with pytest.raises(RuntimeError, match="needs mcp 2 or newer, and mcp 1.* SessionConnectionManager"):
+        ClientConnectionManager(TINY)
+
+
+async def test_the_transport_cannot_be_started_beside_its_session():
+    transport = StdioConnectionManager(TINY)
+    async with SessionConnectionManager(transport):
+        assert transport.state is ConnectionState.NEW
+        with pytest.raises(RuntimeError, match="part of SessionConnectionManager"):
+            await transport.start()
