@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import inspect
-import os
 import sys
 import threading
 from contextlib import suppress
@@ -75,12 +74,9 @@ def resources():
         if not thread.name.startswith("Trio thread")  # trio keeps its idle workers for ten seconds
     }
     if Path("/proc/self/fd").is_dir():
-        for descriptor in os.listdir("/proc/self/fd"):
-            try:
-                target = os.readlink(f"/proc/self/fd/{descriptor}")
-            except FileNotFoundError:  # the one that lists them
-                continue
-            found.add(f"descriptor {descriptor} {target}")
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # the one that lists them
+                found.add(f"descriptor {descriptor.name} {descriptor.readlink()}")
         for children in Path("/proc/self/task").glob("*/children"):
             with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
                 found |= {f"process {child}" for child in children.read_text().split()}

@@ -244,6 +244,20 @@ async def test_O14_a_base_exception_of_an_open_connection_is_the_cause_of_a_loss
         assert isinstance(owner.exception(), Custom)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_P9_an_interrupt_that_hits_a_child_of_the_owner_is_not_lost(backend):
+    manager = Crashable()
+    manager.error = KeyboardInterrupt()
+
+    async def main():
+        (await manager.start()).set()
+        await anyio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(main, backend=backend)
+    assert isinstance(manager.exception, ConnectionLostError)
+
+
 # Losses.
 
 
@@ -545,7 +559,9 @@ async def test_starts_that_wait_for_an_owner_that_is_given_up_are_told(grace):
     await probe.stop()
 
 
-async def test_a_start_that_waits_for_a_lost_owner_that_is_given_up_is_told_of_the_loss(grace, asyncio_only):
+async def test_a_start_that_waits_for_a_lost_owner_that_is_given_up_is_told_of_the_loss(
+    grace, asyncio_only
+):
     stage = Stage(shield=True)
     probe = Probe(stage)
     outcomes = []
@@ -652,13 +668,17 @@ async def test_O15_a_start_that_asyncio_cancels_ends_the_attempt(how, asyncio_on
 
 
 def owner_task(probe):
-    [owner] = {task for task in asyncio.all_tasks() if task.get_name() == f"mooring owner of {probe.name}"}
+    [owner] = {
+        task for task in asyncio.all_tasks() if task.get_name() == f"mooring owner of {probe.name}"
+    }
     return owner
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.parametrize("phase", ["first step", "opening", "open", "closing", "shielded closing"])
-async def test_P7_an_owner_that_is_cancelled_from_outside_closes_and_is_a_loss(phase, times, asyncio_only):
+async def test_P7_an_owner_that_is_cancelled_from_outside_closes_and_is_a_loss(
+    phase, times, asyncio_only
+):
     opening, closing = Stage(), Stage(shield=phase == "shielded closing")
     probe = Probe(opening, closing)
     outcomes = []
@@ -725,7 +745,7 @@ def test_P8_asyncio_run_closes_what_is_open_silently(caplog):
 def test_P8_trio_run_closes_what_is_open_silently(caplog):
     import trio
 
-    probe = Probe(closing=lambda: trio.sleep(0))
+    probe = Probe(closing=lambda: trio.lowlevel.checkpoint())
 
     with caplog.at_level(logging.INFO):
         trio.run(probe.start)
@@ -912,8 +932,8 @@ async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_ow
 
 async def test_a_manager_started_inside_a_connection_may_not_wait_for_the_outer_one():
     outer = Probe(name="outer")
-    inner = Probe(lambda: outer.start(), name="inner")
-    outer.opening = lambda: inner.start()
+    inner = Probe(outer.start, name="inner")
+    outer.opening = inner.start
     with pytest.raises(OwnerTaskError, match="outer"):
         await outer.start()
     await inner.stop()

@@ -15,6 +15,7 @@ the library together.
 
 import asyncio
 import inspect
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -81,8 +82,8 @@ class EventLoop(ABC):
         """Whether the loop's own end has cancelled `task`; asked in it, outside its cancel scopes."""
 
     @abstractmethod
-    def reraise(self, error: BaseException) -> None:
-        """Raises `error` out of the calling task, unless that would crash the loop (trio)."""
+    def reraise(self, error: BaseException, task: object) -> None:
+        """Lets a `BaseException` go on as it does from other tasks; called in `task`, at its end."""
 
     @abstractmethod
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
@@ -196,8 +197,10 @@ class _AsyncioEventLoop(EventLoop):
         return task.loop_is_ending
 
     @override
-    def reraise(self, error: BaseException) -> None:
-        raise error
+    def reraise(self, error: BaseException, task: object) -> None:
+        # At the end of the loop it has been raised already, and would now stop the clearing up.
+        if not self.is_ending(task):
+            raise error
 
     @override
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
@@ -267,8 +270,12 @@ class _TrioEventLoop(EventLoop):
         return self._trio.current_effective_deadline() == -inf
 
     @override
-    def reraise(self, error: BaseException) -> None:
-        pass
+    def reraise(self, error: BaseException, task: object) -> None:
+        # Whatever leaves a system task crashes the run. But trio raises a Ctrl-C in whichever task
+        # runs just then, a child of this one, too. Sent again from here, where trio puts it off, it
+        # goes to the main task.
+        if isinstance(error, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
     @override
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:

@@ -318,9 +318,10 @@ class Run(Generic[T]):
                 raise  # the loop was closed under the owner, which is being collected
             raised = exc
         error = self._leaf(raised)
+        task = self._task
         self._settle(error)
         if error is not None and not isinstance(error, Exception) and not self.starters:
-            self._loop.reraise(error)
+            self._loop.reraise(error, task)
 
     def _publish(self, connection: T) -> None:
         if self.state is not OPENING or self._scope.cancel_called:

@@ -4,11 +4,13 @@ Usage: interrupted.py BACKEND PHASE. Prints the server's process id once it is i
 `interrupted` when the interrupt has arrived.
 """
 
+import logging
 import sys
 from pathlib import Path
 
 import anyio
-from servers import TINY, MUTE, STUBBORN
+import anyio.lowlevel
+from servers import MUTE, STUBBORN, TINY
 
 from mooring import ConnectionState
 from mooring.mcp import SessionConnectionManager, StdioConnectionManager
@@ -17,7 +19,11 @@ backend, phase = sys.argv[1:]
 
 
 def children():
-    return [child for file in Path("/proc/self/task").glob("*/children") for child in file.read_text().split()]
+    return [
+        child
+        for file in Path("/proc/self/task").glob("*/children")
+        for child in file.read_text().split()
+    ]
 
 
 async def tell():
@@ -43,10 +49,11 @@ async def main():
             async with anyio.create_task_group() as tg:
                 tg.start_soon(manager.stop)
                 while manager.state is not ConnectionState.CLOSING:
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                 await tell()
     finally:
         print("interrupted", flush=True)
 
 
+logging.basicConfig(level=logging.INFO)
 anyio.run(main, backend=backend)

@@ -28,7 +28,7 @@ def test_P9_ctrl_c_ends_the_program_and_the_server(backend, phase):
         if phase == "closing, twice":
             process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
-    assert process.returncode != 0
+    assert process.returncode != 0, errors
     assert "KeyboardInterrupt" in errors
     assert "cancel scope" not in errors
     with pytest.raises(ProcessLookupError):

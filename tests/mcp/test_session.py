@@ -1,7 +1,5 @@
 """Sessions on real servers, and why they could not be had."""
 
-import logging
-import os
 import socket
 import subprocess
 import sys
@@ -17,8 +15,7 @@ from mcp import StdioServerParameters
 from servers import MUTE, SDK, TINY, python_server
 
 from mooring import ConnectionLostError, ConnectionManager, ConnectionState, StartTimeoutError
-from mooring.mcp import ClientConnectionManager, SessionConnectionManager, StdioConnectionManager
-from mooring.mcp import _sdk
+from mooring.mcp import ClientConnectionManager, SessionConnectionManager, StdioConnectionManager, _sdk
 
 if _sdk.HAS_CLIENT:
     from mcp.client import CacheConfig, InMemoryResponseCacheStore
@@ -174,7 +171,10 @@ async def test_a_transport_that_crashes_is_a_loss(kind):
 
     @asynccontextmanager
     async def crashing():
-        async with StdioConnectionManager(TINY).open_connection() as streams, anyio.create_task_group() as tg:
+        async with (
+            StdioConnectionManager(TINY).open_connection() as streams,
+            anyio.create_task_group() as tg,
+        ):
             tg.start_soon(work)
             yield streams
             tg.cancel_scope.cancel()
@@ -190,7 +190,10 @@ async def test_a_transport_that_crashes_is_a_loss(kind):
 @kinds
 async def test_the_names_say_what_is_below(kind):
     assert kind(TINY).name.startswith(f"{kind.__name__} on StdioConnectionManager(python")
-    assert kind("https://u:p@example.org/mcp?token=t#f").name == f"{kind.__name__} on https://example.org/mcp"
+    assert (
+        kind("https://u:p@example.org/mcp?token=t#f").name
+        == f"{kind.__name__} on https://example.org/mcp"
+    )
     assert kind(TINY, name="files").name == "files"
 
 

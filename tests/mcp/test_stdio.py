@@ -7,7 +7,7 @@ import anyio
 import pytest
 from conftest import resources
 from mcp import StdioServerParameters
-from servers import TINY, MUTE, STUBBORN
+from servers import MUTE, STUBBORN, TINY
 
 from mooring import ConnectionLostError, ConnectionState
 from mooring.mcp import StdioConnectionManager
@@ -173,7 +173,9 @@ async def test_the_servers_stderr_goes_where_it_is_told(tmp_path):
 async def test_without_an_errlog_it_goes_to_sys_stderr_as_it_is_at_the_start(monkeypatch, tmp_path):
     path = tmp_path / "errors"
     manager = StdioConnectionManager(
-        StdioServerParameters(command=sys.executable, args=["-c", "import sys; sys.stderr.write('hello')"])
+        StdioServerParameters(
+            command=sys.executable, args=["-c", "import sys; sys.stderr.write('hello')"]
+        )
     )
     with path.open("w") as file, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", file)
@@ -181,5 +183,3 @@ async def test_without_an_errlog_it_goes_to_sys_stderr_as_it_is_at_the_start(mon
             while not path.read_text():
                 await anyio.sleep(0.01)
     assert path.read_text() == "hello"
-
-

@@ -82,11 +82,10 @@ async def stdio_streams(
     server: StdioServerParameters, errlog: TextIO
 ) -> "AsyncGenerator[TransportStreams]":
     """The SDK's transport. 1.x leaves its streams open if it is cancelled while it closes."""
-    async with AsyncExitStack() as streams_to_close:
-        async with stdio_client(server, errlog) as streams:
-            for stream in streams:
-                streams_to_close.push_async_callback(_close_shielded, stream)
-            yield streams
+    async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
+        for stream in streams:
+            streams_to_close.push_async_callback(_close_shielded, stream)
+        yield streams
 
 
 class _Closable(Protocol):

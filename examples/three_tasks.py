@@ -1,0 +1,30 @@
+"""One session, started, used and stopped by three tasks. The README shows the middle of it."""
+
+import asyncio
+import sys
+
+from mcp import StdioServerParameters
+
+from mooring.mcp import SessionConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
+
+
+# --8<-- [start:readme]
+manager = SessionConnectionManager(server)
+
+
+async def use() -> None:
+    result = await manager.connection.call_tool("add", {"a": 1, "b": 2})
+    print(result.content)
+
+
+async def main() -> None:
+    await asyncio.create_task(manager.start())  # opened in one task,
+    await asyncio.gather(use(), use())  # used in others,
+    await asyncio.create_task(manager.stop())  # closed in yet another
+
+
+# --8<-- [end:readme]
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,78 @@
+"""The matrix: `nox` runs all of it, `nox -s NAME` one row, `nox -l` lists them."""
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.error_on_missing_interpreters = False  # a missing one is reported, and skipped
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "tests", "lowest", "coverage", "package"]
+
+# pyenv's shims run one version only; the others are beside them.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+for folder in sorted(PYENV.glob("versions/3.*/bin")):
+    os.environ["PATH"] += os.pathsep + str(folder)
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
+
+
+def run_tests(session: nox.Session) -> None:
+    data_file = Path.cwd() / f".coverage.{session.name}"
+    session.run(
+        *("coverage", "run", "-m", "pytest", "-q", "-n", "4", *session.posargs),
+        env={"COVERAGE_FILE": str(data_file)},
+    )
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("sdk", list(SDKS))
+def tests(session: nox.Session, sdk: str) -> None:
+    session.install(".[test]", SDKS[sdk])
+    run_tests(session)
+
+
+@nox.session(python="3.11", venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The lowest declared version of everything that mooring declares."""
+    session.install("--resolution", "lowest-direct", ".[test]")
+    run_tests(session)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Of all the runs before, together: no single one has both lines of the SDK."""
+    session.install("coverage[toml]>=7.10")
+    session.run("coverage", "combine", "--keep", "-q")
+    session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint, and types, against mcp 2."""
+    session.install(".[lint]", SDKS["2"])
+    session.run("ruff", "format", "--check")
+    session.run("ruff", "check")
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "mooring", "--ignoreexternal")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """What is built can be installed, and imports."""
+    session.install("build")
+    folder = session.create_tmp()
+    session.run("python", "-m", "build", "-q", "-o", folder)
+    (wheel,) = Path(folder).glob("*.whl")
+    session.install(str(wheel))
+    session.run("python", "-W", "error", "-c", "import mooring, mooring.mcp")
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Ratios, each from one run; not a test."""
+    session.install(".[test]", SDKS["2"], env={"UV_COMPILE_BYTECODE": "1"})
+    session.run("python", "tests/benchmarks/core.py", *session.posargs)

@@ -1,0 +1,67 @@
+"""Every example runs, and the README shows what is in them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*args):
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    ).stdout
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_quickstart_tells_what_each_task_did(backend):
+    lines = run("examples/quickstart.py", backend).splitlines()
+    assert [line.rpartition("state: ")[2] for line in lines] == [
+        "new",
+        "new",
+        "open",
+        "open",
+        "open",
+        "open",
+        "open",
+        "closed",
+        "closed",
+    ]
+    assert {"1 + 1 = 2", "2 + 2 = 4", "3 + 3 = 6"} <= {line[11:37].strip() for line in lines}
+
+
+def test_three_tasks():
+    assert run("examples/three_tasks.py").count("text='3'") == 2
+
+
+def test_own_transport():
+    assert run("examples/own_transport.py") == "b'hello'\n"
+
+
+def test_noticing_a_loss():
+    assert run("examples/noticing_a_loss.py").splitlines() == [
+        "counter: the connection was lost, because: the cable was cut",
+        "counter: the connection was lost, because: the cable was cut again",
+    ]
+
+
+def test_every_example_is_tested():
+    tested = set(re.findall(r"examples/(\w+)\.py", Path(__file__).read_text()))
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server"} == tested
+
+
+def test_the_readme_shows_the_example():
+    source = (ROOT / "examples" / "three_tasks.py").read_text()
+    shown = source.partition("[start:readme]\n")[2].partition("\n\n# --8<-- [end:readme]")[0].strip()
+    assert shown in (ROOT / "README.md").read_text()
+    assert len([line for line in shown.splitlines() if line]) <= 12
