@@ -8,7 +8,7 @@ import nox
 nox.needs_version = ">=2025.5"
 nox.options.error_on_missing_interpreters = False  # a missing one is reported, and skipped
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "tests", "lowest", "coverage", "package"]
+nox.options.sessions = ["lint", "tests", "lowest", "coverage", "docs", "package"]
 
 # pyenv's shims run one version only; the others are beside them.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -58,6 +58,13 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "mooring", "--ignoreexternal")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, into `site/`; `nox -s docs -- serve` serves it instead."""
+    session.install(".[docs]", SDKS["2"])
+    session.run("mkdocs", *(session.posargs or ["build", "--strict", "--quiet"]))
 
 
 @nox.session

@@ -745,7 +745,7 @@ def test_P8_asyncio_run_closes_what_is_open_silently(caplog):
 def test_P8_trio_run_closes_what_is_open_silently(caplog):
     import trio
 
-    probe = Probe(closing=lambda: trio.lowlevel.checkpoint())
+    probe = Probe()
 
     with caplog.at_level(logging.INFO):
         trio.run(probe.start)

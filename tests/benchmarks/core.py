@@ -1,0 +1,95 @@
+"""What managing costs, in ratios from one run. Not a test: `nox -s benchmark`.
+
+Pairs are measured in turn, and the median of their ratios is printed, since machines drift.
+"""
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from mcp import Client, StdioServerParameters
+
+from mooring import ConnectionManager
+from mooring.mcp import ClientConnectionManager
+
+
+@asynccontextmanager
+async def trivial():
+    yield 1
+
+
+class HandWritten:
+    """A task and two futures, without anything that makes it safe."""
+
+    async def start(self):
+        loop = asyncio.get_running_loop()
+        self.ready = loop.create_future()
+        self.wish_to_stop = loop.create_future()
+        self.task = loop.create_task(self.own())
+        return await self.ready
+
+    async def own(self):
+        try:
+            async with trivial() as connection:
+                self.ready.set_result(connection)
+                await self.wish_to_stop
+        except BaseException as error:
+            if self.ready.done():
+                raise
+            self.ready.set_exception(error)
+
+    async def stop(self):
+        self.wish_to_stop.set_result(None)
+        await self.task
+
+
+async def cycles(manager, count):
+    before = time.perf_counter()
+    for _ in range(count):
+        await manager.start()
+        await manager.stop()
+    return (time.perf_counter() - before) / count
+
+
+async def calls(client, count):
+    before = time.perf_counter()
+    for _ in range(count):
+        await client.call_tool("add", {"a": 1, "b": 2})
+    return (time.perf_counter() - before) / count
+
+
+async def ratio(measure, ours, bare, count, rounds):
+    await measure(ours, count), await measure(bare, count)
+    pairs = [(await measure(ours, count), await measure(bare, count)) for _ in range(rounds)]
+    micros = [statistics.median(values) * 1e6 for values in zip(*pairs, strict=True)]
+    return statistics.median(a / b for a, b in pairs), micros
+
+
+def import_time(module):
+    before = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+    return time.perf_counter() - before
+
+
+async def main():
+    manager = ConnectionManager.from_factory(trivial)
+    value, (ours, bare) = await ratio(cycles, manager, HandWritten(), 200, 100)
+    print(f"start and stop     {value:5.2f} times a hand-written task   ({ours:.0f} and {bare:.0f} us)")
+
+    server = Path(__file__).parents[2] / "examples" / "server.py"
+    parameters = StdioServerParameters(command=sys.executable, args=[str(server)])
+    async with Client(parameters) as bare_client, ClientConnectionManager(parameters) as client:
+        value, (ours, bare) = await ratio(calls, client, bare_client, 100, 40)
+    print(f"a call             {value:5.2f} times a bare Client         ({ours:.0f} and {bare:.0f} us)")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    for name in ("anyio", "mooring"):
+        import_time(name)
+    pairs = [(import_time("mooring"), import_time("anyio")) for _ in range(21)]
+    print(f"import mooring     {statistics.median(a / b for a, b in pairs):5.2f} times import anyio")

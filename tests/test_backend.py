@@ -1,0 +1,159 @@
+"""What the owner task relies on in asyncio, anyio and trio; a change of theirs fails here."""
+
+import asyncio
+import subprocess
+import sys
+
+import anyio
+import pytest
+from probe import Probe
+
+from mooring import ConnectionState
+from mooring._backend import _ANYIO_CANCELLATION, _SELF_CANCELLING_MODULES
+
+
+def test_anyio_marks_its_cancellations_by_the_text_of_their_message():
+    messages = []
+
+    class Spy(asyncio.Task):
+        def cancel(self, msg=None):
+            messages.append(msg)
+            return super().cancel(msg)
+
+    async def main():
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().call_soon(scope.cancel)
+            await anyio.sleep_forever()
+
+    async def run():
+        await Spy(main())
+
+    asyncio.run(run())
+    assert messages
+    assert all(message.startswith(_ANYIO_CANCELLATION) for message in messages)
+
+
+def test_asyncios_own_cancellations_come_from_the_modules_that_are_known():
+    modules = set()
+
+    class Spy(asyncio.Task):
+        def cancel(self, msg=None):
+            modules.add(sys._getframe(1).f_globals["__name__"])
+            return super().cancel(msg)
+
+    async def fail():
+        raise OSError
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.sleep(60)
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as tg:
+                tg.create_task(fail())
+                await asyncio.sleep(60)
+
+    async def run():
+        await Spy(main())
+
+    asyncio.run(run())
+    assert modules == _SELF_CANCELLING_MODULES
+
+
+async def test_the_owner_is_not_made_by_the_task_factory_of_the_application(asyncio_only):
+    loop = asyncio.get_running_loop()
+    made = []
+
+    def factory(loop, coroutine, **options):
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    previous = loop.get_task_factory()
+    loop.set_task_factory(factory)
+    try:
+        async with Probe():
+            pass
+    finally:
+        loop.set_task_factory(previous)
+    assert not made
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_C8_a_run_that_went_down_with_trio_is_over():
+    import trio
+
+    from mooring import _owner
+
+    probe = Probe()
+
+    async def crash():
+        raise LookupError
+
+    async def main():
+        await probe.start()
+        trio.lowlevel.spawn_system_task(crash)
+        await trio.sleep_forever()
+
+    with pytest.raises(trio.TrioInternalError):
+        trio.run(main)
+    assert probe.state in {ConnectionState.CLOSED, ConnectionState.FAILED}
+    probe.connection_lost()
+    _owner._live_runs.clear()
+
+    trio.run(probe.start)
+
+
+async def test_a_run_of_another_trio_that_goes_on_is_alive(trio_only):
+    import trio
+
+    probe = Probe()
+    await probe.start()
+    assert await trio.to_thread.run_sync(lambda: probe.state) is ConnectionState.OPEN
+    await probe.stop()
+
+
+def test_a_trio_run_that_is_a_guest_of_asyncio_is_a_run_of_trios():
+    import trio
+
+    probe = Probe()
+
+    async def as_a_guest():
+        await probe.start()
+        assert "trio" in type(probe._life.run._loop).__name__.lower()
+        await probe.stop()
+        return "done"
+
+    async def host():
+        loop = asyncio.get_running_loop()
+        finished = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            as_a_guest,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=finished.set_result,
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        return (await finished).unwrap()
+
+    assert asyncio.run(host()) == "done"
+
+
+def test_importing_mooring_imports_neither_an_event_loop_nor_the_sdk():
+    code = (
+        "import mooring, sys\n"
+        "unwanted = {'asyncio', 'mcp', 'trio', 'typing_extensions', 'websockets'}\n"
+        "print(sorted(unwanted & sys.modules.keys()))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_mooring_needs_no_trio():
+    code = (
+        "import sys; sys.modules['trio'] = None\n"
+        "import asyncio, contextlib, mooring\n"
+        "@contextlib.asynccontextmanager\n"
+        "async def open(): yield 1\n"
+        "async def main():\n"
+        "    async with mooring.ConnectionManager.from_factory(open) as one: print(one)\n"
+        "asyncio.run(main())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"

@@ -1,0 +1,68 @@
+"""Where a coroutine waits."""
+
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+from mooring._call_stack import waiting_place
+
+
+class Awaitable:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __await__(self):
+        return self.inner().__await__()
+
+
+async def in_a_coroutine():
+    await anyio.sleep_forever()
+
+
+async def in_an_awaitable():
+    await Awaitable(in_a_coroutine)
+
+
+async def numbers():
+    await in_a_coroutine()
+    yield 1
+
+
+async def in_a_generator():
+    async for _ in numbers():
+        pass
+
+
+@asynccontextmanager
+async def leaving():
+    yield
+    await in_a_coroutine()
+
+
+async def in_a_context_manager():
+    async with leaving():
+        pass
+
+
+@pytest.mark.parametrize(
+    "function", [in_a_coroutine, in_an_awaitable, in_a_generator, in_a_context_manager]
+)
+async def test_it_is_the_innermost_place_outside_the_libraries_of_the_loop(function):
+    coroutine = function()
+
+    async def run():
+        await coroutine
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(run)
+        await wait_all_tasks_blocked()
+        assert waiting_place(coroutine) == "in in_a_coroutine (test_call_stack.py:21)"
+        tg.cancel_scope.cancel()
+
+
+async def test_what_waits_nowhere_else_waits_in_its_loop():
+    coroutine = anyio.sleep_forever()
+    assert waiting_place(coroutine) == "in its event loop"
+    coroutine.close()

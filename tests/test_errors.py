@@ -1,0 +1,37 @@
+"""The tree of errors, and what they carry."""
+
+import pickle
+
+import pytest
+
+import mooring
+from mooring import ConnectionManagerError, ConnectionState
+
+ERRORS = {
+    mooring.NotConnectedError("redis", ConnectionState.CLOSED): RuntimeError,
+    mooring.ConnectionStoppedError("redis"): Exception,
+    mooring.ConnectionLostError("redis"): Exception,
+    mooring.StartTimeoutError("redis", 1.5): TimeoutError,
+    mooring.StopTimeoutError("redis", "the task waits"): TimeoutError,
+    mooring.WrongEventLoopError("redis", "start"): RuntimeError,
+    mooring.OwnerTaskError("redis", "stop"): RuntimeError,
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), ERRORS.items(), ids=[type(error).__name__ for error in ERRORS]
+)
+def test_every_error_names_its_manager_has_its_kind_and_can_be_pickled(error, kind):
+    assert isinstance(error, ConnectionManagerError)
+    assert isinstance(error, kind)
+    assert str(error).startswith("redis: ")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert copy.__dict__ == error.__dict__
+    assert copy.name == "redis"
+
+
+def test_every_error_is_public_and_in_the_tree():
+    public = {getattr(mooring, name) for name in mooring.__all__ if name.endswith("Error")}
+    assert public == {type(error) for error in ERRORS} | {ConnectionManagerError}
