@@ -9,7 +9,7 @@ import pytest
 from probe import Probe
 
 from mooring import ConnectionState
-from mooring._backend import _ANYIO_CANCELLATION, _SELF_CANCELLING_MODULES
+from mooring._backend import _ANYIO_CANCELLATION, _SELF_CANCELLING_MODULES, current_event_loop
 
 
 def test_anyio_marks_its_cancellations_by_the_text_of_their_message():
@@ -103,13 +103,24 @@ def test_C8_a_run_that_went_down_with_trio_is_over():
     trio.run(probe.start)
 
 
-async def test_a_run_of_another_trio_that_goes_on_is_alive(trio_only):
+async def test_a_trio_run_that_goes_on_is_seen_from_another_thread(trio_only):
     import trio
 
-    probe = Probe()
-    await probe.start()
-    assert await trio.to_thread.run_sync(lambda: probe.state) is ConnectionState.OPEN
-    await probe.stop()
+    async with Probe() as connection:
+        loop = current_event_loop()
+        assert not await trio.to_thread.run_sync(loop.is_closed)
+    assert connection
+
+
+def test_a_trio_run_that_is_finished_is_closed_and_calls_nothing_back():
+    import trio
+
+    async def main():
+        return current_event_loop()
+
+    loop = trio.run(main)
+    assert loop.is_closed()
+    loop.call_soon_threadsafe(pytest.fail)
 
 
 def test_a_trio_run_that_is_a_guest_of_asyncio_is_a_run_of_trios():

@@ -108,21 +108,18 @@ async def test_O2_a_group_of_two_stays_a_group():
 
 async def test_O2_cancellations_are_taken_out_of_a_group():
     async def fail():
-        try:
-            await anyio.sleep_forever()
-        except anyio.get_cancelled_exc_class() as cancelled:
-            raise BaseExceptionGroup("mixed", [cancelled, OSError("real")]) from None
-
-    class Flaky(ConnectionManager[int]):
-        @asynccontextmanager
-        async def open_connection(self):
-            with anyio.CancelScope() as scope:
-                scope.cancel()
-                await fail()
-            yield 1
+        kept = []
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class() as cancelled:
+                kept.append(cancelled)
+                raise
+        raise BaseExceptionGroup("mixed", [*kept, OSError("real")])
 
     with pytest.raises(OSError, match="real"):
-        await Flaky().start()
+        await Probe(fail).start()
 
 
 async def test_opening_that_its_own_task_group_cancels_raises_what_has_crashed_it():
@@ -585,6 +582,45 @@ async def test_a_start_that_waits_for_a_lost_owner_that_is_given_up_is_told_of_t
     await probe.stop()
 
 
+async def test_O3_a_start_timeout_that_an_owner_outlives_is_told_to_all_who_wait(grace, caplog):
+    stage = Stage(shield=True)
+    probe = Probe(stage)
+    probe.start_timeout = 0.01
+    outcomes = []
+
+    async def start():
+        with pytest.raises(StartTimeoutError, match=r"0\.01 s; the task .* waits in Stage"):
+            await probe.start()
+        outcomes.append("timeout")
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        tg.start_soon(start)
+    assert outcomes == ["timeout"] * 2
+    assert probe.state is CLOSING
+    assert len(caplog.records) == 1
+    with pytest.raises(StopTimeoutError):
+        await probe.start()
+    stage.let_go.set()
+    await probe.stop()
+    assert probe.state is CLOSED
+
+
+async def test_a_loss_while_opening_is_raised_if_opening_is_cancelled_by_nobody_known(asyncio_only):
+    probe = Probe()
+
+    async def lose_and_wait_for_a_cancelled_task():
+        probe.connection_lost(OSError("gone"))
+        other = asyncio.create_task(anyio.sleep_forever())
+        other.cancel()
+        await other
+
+    probe.opening = lose_and_wait_for_a_cancelled_task
+    with pytest.raises(ConnectionLostError) as caught:
+        await probe.start()
+    assert str(caught.value.__cause__) == "gone"
+
+
 # Cancelled callers of stop().
 
 
@@ -902,7 +938,8 @@ async def test_O21_a_stop_by_a_child_ends_even_if_closing_waits_for_the_child():
     assert manager.state is CLOSED
 
 
-async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_owner():
+@pytest.mark.parametrize("timeout", [0.02, None])
+async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_owner(timeout):
     cancelled = anyio.Event()
 
     class Hanging(ConnectionManager[anyio.Event]):
@@ -913,7 +950,7 @@ async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_ow
             async def child():
                 await go.wait()
                 try:
-                    await self.stop(0.02)
+                    await self.stop(timeout)
                 finally:
                     cancelled.set()
 
@@ -926,6 +963,8 @@ async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_ow
     manager = Hanging()
     (await manager.start()).set()
     await cancelled.wait()
+    if timeout is None:
+        await manager.stop(0.02)
     await manager.wait_closed()
     assert manager.state is CLOSED
 

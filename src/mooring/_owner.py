@@ -120,6 +120,7 @@ class Run(Generic[T]):
         self.gave_up = False
         self._open_connection = open_connection
         self._start_timeout = start_timeout
+        self._overdue_at: float | None = None
         self._process_id = os.getpid()
         self._loop = _event_loop_finder()()
         self._wake_ups: set[Callable[[], object]] = set()
@@ -128,6 +129,8 @@ class Run(Generic[T]):
         self._loss: ConnectionLostError | None = None
         self._failure: _Failure | None = None
         self._scope = self._loop.create_cancel_scope(start_timeout)
+        if start_timeout is not None:
+            self._overdue_at = self._loop.time() + start_timeout + CANCEL_GRACE
         # Inside the other. Shielded, it ends the cancelling of an owner that swallows cancellations,
         # which would otherwise go on at full speed.
         self._quiet_scope = self._loop.create_cancel_scope()
@@ -200,6 +203,14 @@ class Run(Generic[T]):
     def changed(self, deadline: float | None = None) -> Awaitable[None]:
         """Waits for a change of `state` or of `gave_up`, until a time of the loop's at most."""
         return self._loop.wait(self._wake_ups, deadline)
+
+    async def opened(self) -> None:
+        """Waits while the connection is being opened, and gives up an owner that cannot be ended."""
+        while self.state is OPENING:
+            await self.changed(self._overdue_at)
+            if self.state is OPENING and self._overdue_at and self._loop.time() >= self._overdue_at:
+                self._move(CLOSING)
+                self.give_up()
 
     async def over(self, within: float | None = None) -> None:
         """Waits until the owner task has left the context manager, for so many seconds at most."""
@@ -291,11 +302,12 @@ class Run(Generic[T]):
 
     def raise_for_starter(self) -> NoReturn:
         """Raises why a call of `start()` that has waited for this run gets no connection."""
-        if not self._stopped:
-            self.raise_exception()
-            if self._loss is not None:  # given up while closing
-                raise self._loss.built_anew()
-        raise ConnectionStoppedError(self.name)
+        if self._stopped:
+            raise ConnectionStoppedError(self.name)
+        self.raise_exception()
+        if self._loss is not None:  # given up while it was closing
+            raise self._loss.built_anew()
+        raise StartTimeoutError(self.name, cast("float", self._start_timeout), f"; {self.whereabouts}")
 
     # The owner's own.
 
@@ -313,9 +325,9 @@ class Run(Generic[T]):
                         # whose cause comes out of its exit, or the end of the event loop.
                         self.lose(None)
                         raise
-        except BaseException as exc:
-            if isinstance(exc, GeneratorExit) and not self._loop.is_current():
-                raise  # the loop was closed under the owner, which is being collected
+        except BaseException as exc:  # noqa: BLE001 - no waiter may hang, whatever it was
+            if not self._loop.is_current():
+                return  # the loop was closed under the owner, which is being collected
             raised = exc
         error = self._leaf(raised)
         task = self._task

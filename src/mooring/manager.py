@@ -225,8 +225,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         """Waits for an attempt, and if it comes to nothing, until its owner has ended."""
         run.starters += 1
         try:
-            while run.state is ConnectionState.OPENING:
-                await run.changed()
+            await run.opened()
             # Between the wake-up and here others may have stopped or lost it, so look again.
             if run.state is ConnectionState.OPEN:
                 run.received = True

@@ -2,15 +2,17 @@
 
 import logging
 import sys
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 from conftest import resources
 from mcp import StdioServerParameters
+from probe import raises
 from servers import MUTE, STUBBORN, TINY
 
 from mooring import ConnectionLostError, ConnectionState
-from mooring.mcp import StdioConnectionManager
+from mooring.mcp import StdioConnectionManager, _sdk
 
 slow = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
@@ -183,3 +185,22 @@ async def test_without_an_errlog_it_goes_to_sys_stderr_as_it_is_at_the_start(mon
             while not path.read_text():
                 await anyio.sleep(0.01)
     assert path.read_text() == "hello"
+
+
+async def test_O11_writing_to_a_server_that_has_gone_says_that_the_connection_is_closed(monkeypatch):
+    """A race that the SDK's 1.x loses now and then, made certain."""
+
+    @asynccontextmanager
+    async def stdio_client(server, errlog):
+        sender, receiver = anyio.create_memory_object_stream()
+        async with anyio.create_task_group() as tg, sender, receiver:
+            tg.start_soon(raises(anyio.BrokenResourceError()))
+            yield receiver, sender
+
+    monkeypatch.setattr(_sdk, "stdio_client", stdio_client)
+    manager = StdioConnectionManager(TINY)
+    await manager.start()
+    with pytest.raises(ConnectionLostError) as caught:
+        await manager.wait_closed()
+    assert str(caught.value.__cause__) == "Connection closed"
+    assert type(caught.value.__cause__).__module__ == "mcp.shared.exceptions"

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from anyio import CancelScope
+from anyio import BrokenResourceError, CancelScope
 from mcp import ClientSession, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CONNECTION_CLOSED, ErrorData
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -81,11 +82,32 @@ def create_session(streams: "TransportStreams", options: Mapping[str, Any]) -> C
 async def stdio_streams(
     server: StdioServerParameters, errlog: TextIO
 ) -> "AsyncGenerator[TransportStreams]":
-    """The SDK's transport. 1.x leaves its streams open if it is cancelled while it closes."""
-    async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
-        for stream in streams:
-            streams_to_close.push_async_callback(_close_shielded, stream)
-        yield streams
+    """The SDK's transport.
+
+    1.x leaves its streams open if it is cancelled while it closes. And where 2.x says that the
+    connection is closed, 1.x crashes, if it writes to a server that has just gone.
+    """
+    try:
+        async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
+            for stream in streams:
+                streams_to_close.push_async_callback(_close_shielded, stream)
+            yield streams
+    except* BrokenResourceError as broken:
+        raise _connection_closed() from broken
+
+
+def _connection_closed() -> Exception:
+    """What the SDK raises from calls whose connection has ended."""
+    message = "Connection closed"
+    if HAS_CLIENT:
+        from mcp import MCPError
+
+        return MCPError(CONNECTION_CLOSED, message)
+    from mcp.shared import exceptions
+
+    # Any: the types are those of 2.x, where this class has another name.
+    error_type: Any = vars(exceptions)["McpError"]
+    return cast("Exception", error_type(ErrorData(code=CONNECTION_CLOSED, message=message)))
 
 
 class _Closable(Protocol):
