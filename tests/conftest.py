@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from mooring import _owner
+from mooring import _backend, _owner
 
 
 def eager_event_loop():
@@ -98,8 +98,8 @@ def _nothing_stays_in_the_loop(request, _nothing_stays_in_the_process):
     if inspect.iscoroutinefunction(request.function):
         request.getfixturevalue("_no_task_stays")
     yield
-    left = {run.name for run in _owner._live_runs}
-    _owner._live_runs.clear()
+    left = {task for loop in _backend._event_loops.values() for task in loop.owner_tasks}
+    _backend._event_loops.clear()
     assert not left, f"the test has left behind the owners of {left}"
 
 

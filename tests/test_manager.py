@@ -20,9 +20,10 @@ from mooring import (
     ConnectionState,
     ConnectionStoppedError,
     NotConnectedError,
+    OwnerTaskError,
     StartTimeoutError,
     WrongEventLoopError,
-    _owner,
+    _backend,
 )
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
@@ -550,6 +551,49 @@ async def test_a_second_entry_is_refused_while_the_first_opens_anew():
         closing.let_go.set()
 
 
+async def test_leaving_a_block_whose_run_was_lost_does_not_stop_the_run_of_another():
+    probe = Probe()
+    entered, leave = anyio.Event(), anyio.Event()
+
+    await probe.__aenter__()
+    probe.connection_lost()
+    with pytest.raises(ConnectionLostError):
+        await probe.wait_closed()
+
+    async def use():
+        async with probe:
+            entered.set()
+            await leave.wait()
+        assert probe.state is CLOSED
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(use)
+        await entered.wait()
+        await probe.__aexit__(None, None, None)
+        assert probe.state is OPEN
+        leave.set()
+    assert not probe._life.entries
+
+
+async def test_a_refused_exit_can_be_done_again_where_it_belongs():
+    probe = Probe()
+    await probe.__aenter__()
+
+    async def misuse():
+        with pytest.raises(WrongEventLoopError):
+            await probe.__aexit__(None, None, None)
+
+    await anyio.to_thread.run_sync(anyio.run, misuse)
+
+    async def leave():
+        with pytest.raises(OwnerTaskError):
+            await probe.__aexit__(None, None, None)
+
+    probe.closing = leave
+    await probe.__aexit__(None, None, None)
+    assert probe.state is CLOSED
+
+
 async def test_C8_every_method_is_refused_in_another_event_loop():
     probe = Probe()
     await probe.start()
@@ -734,6 +778,30 @@ async def test_the_loss_of_an_inner_connection_is_that_of_the_outer_one():
     assert probe.state is NEW
 
 
+def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
+    outer = Outer(ConnectionManager.from_factory(HeldOpen, name="inner"))
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
+    loop.run_until_complete(outer.start())
+    loop.close()
+
+    async def again():
+        async with outer:
+            assert outer.inner._life.is_lent
+
+    asyncio.run(again())
+    assert not outer.inner._life.is_lent
+    _backend._event_loops.clear()
+
+
+class HeldOpen:
+    async def __aenter__(self):
+        return 1
+
+    async def __aexit__(self, *_):
+        return None
+
+
 async def test_the_plain_form_opens_in_the_calling_task():
     outer = Outer(Probe())
     async with outer.open_connection() as connection:
@@ -805,7 +873,7 @@ def test_C8_a_run_whose_loop_was_closed_is_over(caplog):
         await manager.stop()
 
     asyncio.run(go_on())
-    _owner._live_runs.clear()  # the only case in which an owner is left: its loop has died under it
+    _backend._event_loops.clear()  # the only case in which an owner is left: its loop has died under it
     assert not caplog.records
 
 

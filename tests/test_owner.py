@@ -8,6 +8,7 @@ import time
 import traceback
 import weakref
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import anyio
 import pytest
@@ -26,6 +27,7 @@ from mooring import (
     StopTimeoutError,
     _owner,
 )
+from mooring._backend import current_event_loop
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
@@ -35,6 +37,35 @@ class Custom(BaseException):
 
 
 # Errors of opening.
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
+async def test_O1_an_error_that_can_take_no_note_is_raised_all_the_same():
+    for error in (FrozenError(3), OSError("odd")):
+        if isinstance(error, OSError):
+            error.__notes__ = ("no list",)
+        probe = Probe(raises(error))
+        for call in (probe.start, probe.wait_closed):
+            with pytest.raises(type(error)) as caught:
+                await call()
+            assert caught.value is error
+
+
+async def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, anyio_backend_name):
+    def fail(*_, **__):
+        raise LookupError
+
+    monkeypatch.setattr(_owner.logger, "warning", fail)
+    probe = Probe(closing=raises(OSError("closing")))
+    await probe.start()
+    await probe.stop()
+    assert probe.state is FAILED
+    await probe.start()
+    await probe.stop()
 
 
 @pytest.mark.parametrize("place", ["before", "between", "after"])
@@ -253,6 +284,56 @@ def test_P9_an_interrupt_that_hits_a_child_of_the_owner_is_not_lost(backend):
     with pytest.raises(KeyboardInterrupt):
         anyio.run(main, backend=backend)
     assert isinstance(manager.exception, ConnectionLostError)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), Custom()])
+async def test_O14_a_base_exception_of_a_stopped_attempt_is_raised_by_its_start(error):
+    async def fail():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise error
+
+    probe = Probe(fail)
+    outcomes = []
+
+    async def start():
+        try:
+            await probe.start()
+        except BaseException as raised:
+            outcomes.append(raised)
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(start)
+        await wait_all_tasks_blocked()
+        await probe.stop()
+    assert outcomes == [error]
+
+
+async def test_what_fails_while_an_attempt_is_cancelled_was_raised_while_opening(caplog):
+    async def fail():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise OSError("real")
+
+    probe = Probe(fail)
+    with pytest.raises(StartTimeoutError) as caught:
+        await probe.start(timeout=0.01)
+    assert str(caught.value.__cause__) == "real"
+    assert caught.value.__cause__.__notes__ == ["mooring: raised by probe while opening"]
+    assert len(caplog.records) == 1
+
+
+async def test_a_loss_is_forgotten_when_the_last_start_is_cancelled():
+    stage = Stage()
+    probe = Probe(stage)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.start)
+        await stage.reached.wait()
+        probe.connection_lost()
+        tg.cancel_scope.cancel()
+    assert probe.state is CLOSED
 
 
 # Losses.
@@ -621,6 +702,60 @@ async def test_a_loss_while_opening_is_raised_if_opening_is_cancelled_by_nobody_
     assert str(caught.value.__cause__) == "gone"
 
 
+def swallow_or_shield(how, let_go):
+    async def wait():
+        if how == "swallows":
+            await swallow(let_go)
+        else:
+            with anyio.CancelScope(shield=True):
+                await let_go.wait()
+
+    return wait
+
+
+@pytest.mark.parametrize("how", ["swallows", "shields"])
+async def test_C3_an_owner_that_a_loss_cannot_end_is_given_up_though_nobody_waits(
+    how, grace, caplog, monkeypatch
+):
+    monkeypatch.setattr(_owner, "STOP_TIMEOUT", 0.01)
+    let_go = anyio.Event()
+    probe = Probe(closing=swallow_or_shield(how, let_go))
+    await probe.start()
+    probe.connection_lost()
+    await anyio.sleep(0.2)
+    assert "could not be stopped" in caplog.text
+    before = time.process_time()
+    await anyio.sleep(0.2)
+    assert time.process_time() - before < 0.1
+    with pytest.raises(StopTimeoutError):
+        await probe.start()
+    let_go.set()
+    with pytest.raises(ConnectionLostError):
+        await probe.wait_closed()
+
+
+async def test_C3_a_start_that_is_queued_behind_an_owner_that_is_given_up_is_told(grace):
+    let_go = anyio.Event()
+    probe = Probe(closing=swallow_or_shield("shields", let_go))
+    await probe.start()
+    outcomes = []
+
+    async def start():
+        with pytest.raises(StopTimeoutError):
+            await probe.start()
+        outcomes.append("told")
+
+    async with anyio.create_task_group() as tg:
+        probe.connection_lost()
+        tg.start_soon(start)
+        await wait_all_tasks_blocked()
+        probe._life.run.force()
+    assert outcomes == ["told"]
+    let_go.set()
+    with pytest.raises(ConnectionLostError):
+        await probe.wait_closed()
+
+
 # Cancelled callers of stop().
 
 
@@ -673,6 +808,45 @@ async def test_C6_a_cancelled_stop_gives_up_in_time(grace, caplog):
     assert scope.cancelled_caught
     assert caplog.records[0].levelno == logging.ERROR
     stage.let_go.set()
+    await probe.stop()
+
+
+@pytest.mark.parametrize("timeout", [None, 0.01])
+async def test_O15_a_start_that_is_cancelled_again_and_again_waits_for_its_owner(timeout, asyncio_only):
+    opening = Stage(shield=True)
+    probe = Probe(opening)
+    starting = asyncio.create_task(probe.start(timeout=timeout))
+    await opening.reached.wait()
+    if timeout is not None:
+        await asyncio.sleep(0.02)
+    for _ in range(3):
+        starting.cancel()
+        await wait_all_tasks_blocked()
+        assert not starting.done()
+    opening.let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not probe.is_acquired
+
+
+async def test_a_natively_cancelled_run_forces_the_close_and_is_cancelled(asyncio_only, grace, caplog):
+    closing = Stage()
+    probe = Probe(closing=closing)
+    running = asyncio.create_task(probe.run())
+    await wait_all_tasks_blocked()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert probe.state is CLOSED
+
+    probe.closing = stuck = Stage(shield=True)
+    running = asyncio.create_task(probe.run())
+    await wait_all_tasks_blocked()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert "could not be stopped" in caplog.text
+    stuck.let_go.set()
     await probe.stop()
 
 
@@ -839,6 +1013,24 @@ async def test_O19_native_timeouts_and_task_groups_inside_a_connection_work(asyn
     assert not caplog.records
 
 
+async def test_O19_the_timer_of_aiohttp_works_inside_a_connection(asyncio_only):
+    """It cancels its task from a module of its own, and takes that back."""
+    timer = {"__name__": "aiohttp.helpers"}
+    exec("def expire(task): task.cancel()", timer)
+
+    async def time_out_and_go_on():
+        task = asyncio.current_task()
+        asyncio.get_running_loop().call_later(0.001, timer["expire"], task)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        task.uncancel()
+
+    probe = Probe(time_out_and_go_on)
+    await probe.start()
+    await probe.stop()
+    assert probe.state is CLOSED
+
+
 async def test_a_timeout_inside_that_races_with_a_stop_does_not_keep_the_owner(asyncio_only):
     async def close():
         async with asyncio.timeout(0.01):
@@ -909,7 +1101,7 @@ async def test_O21_a_child_of_the_owner_never_deadlocks(phase, call):
             await manager.stop()
     await manager.stop()
     assert len(outcomes) == 1
-    assert not _owner._live_runs
+    assert not current_event_loop().owner_tasks
 
 
 def owner_context(manager):
@@ -1030,6 +1222,42 @@ async def test_a_dropped_manager_is_not_stopped_until_its_loop_ends():
     while not closed:
         await checkpoint()
     await checkpoint()
+
+
+async def test_a_run_that_is_over_is_not_kept_alive_by_itself():
+    gc.collect()
+    gc.disable()
+    try:
+        probe = Probe()
+        async with probe:
+            pass
+        reference = weakref.ref(probe)
+        del probe
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_stop_that_is_refused_does_not_end_the_starts_that_are_queued():
+    probe = Probe()
+    stage = Stage()
+
+    async def refused():
+        with pytest.raises(OwnerTaskError):
+            await probe.stop()
+        await stage()
+
+    probe.closing = refused
+    await probe.start()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(probe.stop)
+        await wait_all_tasks_blocked()
+        tg.start_soon(probe.start)
+        await wait_all_tasks_blocked()
+        stage.let_go.set()
+    assert probe.state is OPEN
+    probe.closing = checkpoint
+    await probe.stop()
 
 
 async def test_C7_start_and_stop_raced_many_times():

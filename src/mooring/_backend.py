@@ -22,7 +22,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import cache
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from anyio import CancelScope
 from anyio.abc import AsyncBackend
@@ -34,12 +34,23 @@ if TYPE_CHECKING:
 
 __all__ = ["EventLoop", "current_event_loop"]
 
+T = TypeVar("T")
+
 # How anyio marks its deliveries, which it repeats until the cancelled scope is left.
 _ANYIO_CANCELLATION = "Cancelled via cancel scope "
 
 # These cancel the task that runs them and take it back by `uncancel()`. Were it turned into a
 # cancellation of the scope, a time-out inside a client's own retry would end the connection.
-_SELF_CANCELLING_MODULES = frozenset({"asyncio.taskgroups", "asyncio.timeouts"})
+_SELF_CANCELLING_MODULES = frozenset(
+    {"aiohttp.helpers", "async_timeout", "asyncio.taskgroups", "asyncio.timeouts"}
+)
+
+
+class Timer(Protocol):
+    """What is to come, and may be cancelled."""
+
+    def cancel(self) -> None:
+        """Has it not happen."""
 
 
 class EventLoop(ABC):
@@ -48,14 +59,17 @@ class EventLoop(ABC):
     cancelled_type: type[BaseException]
     """What is thrown into a cancelled task."""
 
+    def __init__(self) -> None:
+        # asyncio itself refers to its tasks weakly.
+        self.owner_tasks: set[object] = set()
+
     @abstractmethod
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
         """Puts a callback into `wake_ups`, and waits for its call, until `deadline` at most."""
 
-    def create_cancel_scope(self, timeout: float | None = None, *, shield: bool = False) -> CancelScope:
-        """A cancel scope, cancelled `timeout` seconds from now if that is not `None`."""
-        deadline = inf if timeout is None else self.time() + timeout
-        return _anyio_backend(type(self)).create_cancel_scope(deadline=deadline, shield=shield)
+    def create_cancel_scope(self, *, shield: bool = False) -> CancelScope:
+        """A cancel scope without a deadline."""
+        return _anyio_backend(type(self)).create_cancel_scope(shield=shield)
 
     def checkpoint(self) -> Awaitable[None]:
         """Gives the other tasks a turn."""
@@ -86,6 +100,10 @@ class EventLoop(ABC):
         """Lets a `BaseException` go on as it does from other tasks; called in `task`, at its end."""
 
     @abstractmethod
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Calls `callback` in the loop after so many seconds, unless the timer is cancelled."""
+
+    @abstractmethod
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         """Calls `callback` in the loop, soon; never, if the loop is closed."""
 
@@ -98,7 +116,7 @@ class EventLoop(ABC):
         context: Context,
         on_cancel: Callable[[], object],
     ) -> object:
-        """Starts and returns a detached task.
+        """Starts and returns a detached task, which is in `owner_tasks` until it is taken out.
 
         Args:
             coroutine: What the task runs. On trio, no exception may leave it.
@@ -108,8 +126,11 @@ class EventLoop(ABC):
         """
 
 
+_event_loops: dict[object, EventLoop] = {}
+
+
 def current_event_loop() -> EventLoop:
-    """The loop that the calling task runs in.
+    """The loop that the calling task runs in, the same object each time.
 
     Raises:
         RuntimeError: There is none.
@@ -117,10 +138,18 @@ def current_event_loop() -> EventLoop:
     loop = asyncio._get_running_loop()
     # Without a task of asyncio's, this may be trio as a guest in a loop of asyncio's.
     if loop is not None and asyncio.current_task(loop) is not None:
-        return _AsyncioEventLoop(loop)
+        return _known(loop, _AsyncioEventLoop)
     import trio  # an optional dependency, and the only other that anyio runs on
 
-    return _TrioEventLoop(trio.lowlevel.current_trio_token())
+    return _known(trio.lowlevel.current_trio_token(), _TrioEventLoop)
+
+
+def _known(native: T, make: Callable[[T], EventLoop]) -> EventLoop:
+    if native not in _event_loops:
+        for old in [old for old, event_loop in _event_loops.items() if event_loop.is_closed()]:
+            del _event_loops[old]
+        _event_loops[native] = make(native)
+    return _event_loops[native]
 
 
 @cache
@@ -156,6 +185,7 @@ class _AsyncioEventLoop(EventLoop):
     cancelled_type = asyncio.CancelledError
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self._loop = loop
 
     @override
@@ -203,6 +233,10 @@ class _AsyncioEventLoop(EventLoop):
             raise error
 
     @override
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        return self._loop.call_later(seconds, callback)
+
+    @override
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(callback)
@@ -218,6 +252,7 @@ class _AsyncioEventLoop(EventLoop):
     ) -> object:
         task = _AsyncioOwnerTask(coroutine, loop=self._loop, name=name, context=context)
         task.on_cancel = on_cancel
+        self.owner_tasks.add(task)
         return task
 
 
@@ -225,6 +260,7 @@ class _TrioEventLoop(EventLoop):
     def __init__(self, token: "TrioToken") -> None:
         import trio
 
+        super().__init__()
         self._trio = trio
         self.cancelled_type = trio.Cancelled
         self._token = token
@@ -278,6 +314,18 @@ class _TrioEventLoop(EventLoop):
             signal.raise_signal(signal.SIGINT)
 
     @override
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        scope = self._trio.CancelScope()
+
+        async def wait_and_call() -> None:
+            with scope:
+                await self._trio.sleep(seconds)
+                callback()
+
+        self._trio.lowlevel.spawn_system_task(wait_and_call, name="mooring timer")
+        return scope
+
+    @override
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         with suppress(self._trio.RunFinishedError):
             self._token.run_sync_soon(callback)
@@ -291,7 +339,9 @@ class _TrioEventLoop(EventLoop):
         context: Context,
         on_cancel: Callable[[], object],
     ) -> object:
-        return self._trio.lowlevel.spawn_system_task(lambda: coroutine, name=name, context=context)
+        task = self._trio.lowlevel.spawn_system_task(lambda: coroutine, name=name, context=context)
+        self.owner_tasks.add(task)
+        return task
 
 
 def _do_nothing() -> None:

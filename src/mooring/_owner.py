@@ -13,12 +13,14 @@ Except for its properties, a `Run` is to be used in its own event loop only.
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cache
 from inspect import isasyncgen, iscoroutine
 from math import inf
 from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, cast
+
+from anyio.lowlevel import cancel_shielded_checkpoint
 
 from ._call_stack import waiting_place
 from .errors import (
@@ -32,7 +34,7 @@ from .errors import (
 from .state import TRANSITIONS, ConnectionState
 
 if TYPE_CHECKING:
-    from ._backend import EventLoop
+    from ._backend import EventLoop, Timer
 
 __all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "checked", "runs_around_caller"]
 
@@ -52,9 +54,6 @@ NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 # Inherited by the child tasks and the callbacks of an owner: the runs that this code is a part of.
 _runs_around: ContextVar[tuple["Run[object]", ...]] = ContextVar("mooring_runs_around", default=())
 runs_around_caller: Final = _runs_around.get
-
-# asyncio itself refers to its tasks weakly.
-_live_runs: set["Run[object]"] = set()
 
 
 def checked(opened: AbstractAsyncContextManager[T]) -> AbstractAsyncContextManager[T]:
@@ -118,19 +117,22 @@ class Run(Generic[T]):
         self.is_over = False
         self.received = False
         self.gave_up = False
-        self._open_connection = open_connection
+        self._open_connection: Callable[[], AbstractAsyncContextManager[T]] | None = open_connection
         self._start_timeout = start_timeout
-        self._overdue_at: float | None = None
         self._process_id = os.getpid()
         self._loop = _event_loop_finder()()
         self._wake_ups: set[Callable[[], object]] = set()
         self._connection: T | None = None
+        self._was_open = False
         self._stopped = False
+        self._timed_out = False
         self._loss: ConnectionLostError | None = None
         self._failure: _Failure | None = None
-        self._scope = self._loop.create_cancel_scope(start_timeout)
-        if start_timeout is not None:
-            self._overdue_at = self._loop.time() + start_timeout + CANCEL_GRACE
+        self._timer: Timer | None = None
+        self._force_at = inf
+        self._forced = False
+        self._complained = False
+        self._scope = self._loop.create_cancel_scope()
         # Inside the other. Shielded, it ends the cancelling of an owner that swallows cancellations,
         # which would otherwise go on at full speed.
         self._quiet_scope = self._loop.create_cancel_scope()
@@ -141,7 +143,8 @@ class Run(Generic[T]):
         self._task = self._loop.start_task(
             self._coroutine, name=self.task_name, context=context, on_cancel=self._cancelled_outside
         )
-        _live_runs.add(cast("Run[object]", self))
+        if start_timeout is not None:
+            self._set_timer(start_timeout, self._run_out_of_time)
         self._move(OPENING)
 
     # What may be asked. The properties may be read in any thread.
@@ -204,14 +207,6 @@ class Run(Generic[T]):
         """Waits for a change of `state` or of `gave_up`, until a time of the loop's at most."""
         return self._loop.wait(self._wake_ups, deadline)
 
-    async def opened(self) -> None:
-        """Waits while the connection is being opened, and gives up an owner that cannot be ended."""
-        while self.state is OPENING:
-            await self.changed(self._overdue_at)
-            if self.state is OPENING and self._overdue_at and self._loop.time() >= self._overdue_at:
-                self._move(CLOSING)
-                self.give_up()
-
     async def over(self, within: float | None = None) -> None:
         """Waits until the owner task has left the context manager, for so many seconds at most."""
         if within is None:
@@ -230,23 +225,32 @@ class Run(Generic[T]):
             await self.changed()
 
     async def forced(self) -> None:
-        """Cancels the owner, and waits for its end, or until it has to be given up."""
+        """Cancels the owner, and waits until it has ended, or has been given up."""
         self.force()
-        await self.over(CANCEL_GRACE)
-        if not self.is_over:
-            self.give_up()
+        await self.over_or_given_up()
 
     async def forced_shielded(self) -> None:
-        """Does that in a cancelled caller."""
+        """Does that in a cancelled caller. On asyncio, a native cancellation ends the wait."""
         with self._loop.create_cancel_scope(shield=True):
             await self.forced()
+
+    async def seen_through(self) -> BaseException | None:
+        """Does that, too, and returns the last native cancellation that came meanwhile."""
+        self.force()
+        cancellation: BaseException | None = None
+        while not (self.is_over or self.gave_up):
+            try:
+                with self._loop.create_cancel_scope(shield=True):
+                    await self.over_or_given_up()
+            except self._loop.cancelled_type as exc:
+                cancellation = exc
+        return cancellation
 
     # What may be asked for. None of these awaits: each is one decision.
 
     def close(self) -> None:
-        """Has the connection closed; while opening, cancels the attempt."""
+        """Has the connection closed; while it is being opened, cancels that."""
         if self.state is OPENING:
-            self._loss = None
             self.force()
         elif self.state is OPEN:
             self._stopped = True
@@ -256,14 +260,15 @@ class Run(Generic[T]):
         """Has the connection closed, and cancels the owner."""
         if self.state is OPENING or self.state is OPEN:
             self._stopped = True
+            self._loss = None
             self._move(CLOSING)
-        self._quiet_scope.shield = False
-        self._scope.cancel()
+        self._cancel()
 
     def force_within(self, seconds: float | None) -> None:
-        """Cancels the owner so many seconds from now, `None` for never."""
-        if seconds is not None:
-            self._scope.deadline = min(self._scope.deadline, self._loop.time() + seconds)
+        """Cancels the owner in so many seconds at most; does nothing if that is `None`."""
+        if seconds is not None and self._loop.time() + seconds < self._force_at and not self._forced:
+            self._force_at = self._loop.time() + seconds
+            self._set_timer(seconds, self._cancel)
 
     def lose(self, cause: BaseException | None, message: str = "the connection was lost") -> None:
         """Records a loss, and ends an open connection. While opening, it shows once that is done."""
@@ -283,14 +288,6 @@ class Run(Generic[T]):
         else:
             self._loop.call_soon_threadsafe(lambda: self.lose(cause))
 
-    def give_up(self) -> None:
-        """Says that the owner cannot be ended, wakes who waits for it, and lets it be."""
-        self._quiet_scope.shield = True
-        if not self.gave_up:
-            self.gave_up = True
-            logger.error("%s: could not be stopped, %s", self.name, self.whereabouts)
-            self._notify()
-
     def stop_timeout_error(self) -> StopTimeoutError:
         """The error for a caller who will wait no longer."""
         return StopTimeoutError(self.name, self.whereabouts)
@@ -302,9 +299,10 @@ class Run(Generic[T]):
 
     def raise_for_starter(self) -> NoReturn:
         """Raises why a call of `start()` that has waited for this run gets no connection."""
+        if not self._stopped or not isinstance(self.exception, Exception | None):
+            self.raise_exception()
         if self._stopped:
             raise ConnectionStoppedError(self.name)
-        self.raise_exception()
         if self._loss is not None:  # given up while it was closing
             raise self._loss.built_anew()
         raise StartTimeoutError(self.name, cast("float", self._start_timeout), f"; {self.whereabouts}")
@@ -314,6 +312,7 @@ class Run(Generic[T]):
     async def _own(self) -> None:
         raised: BaseException | None = None
         try:
+            assert self._open_connection is not None
             with self._scope, self._quiet_scope:
                 async with checked(self._open_connection()) as connection:
                     try:
@@ -329,51 +328,97 @@ class Run(Generic[T]):
             if not self._loop.is_current():
                 return  # the loop was closed under the owner, which is being collected
             raised = exc
+        if self._timer is not None:
+            self._timer.cancel()
+            await cancel_shielded_checkpoint()  # on trio it is a task, which ends by this
         error = self._leaf(raised)
         task = self._task
-        self._settle(error)
+        try:
+            self._settle(error)
+        except Exception as exc:  # noqa: BLE001 - logging has failed, which is no reason to crash trio
+            error = exc
         if error is not None and not isinstance(error, Exception) and not self.starters:
             self._loop.reraise(error, task)
 
     def _publish(self, connection: T) -> None:
-        if self.state is not OPENING or self._scope.cancel_called:
+        if self.state is not OPENING or self._forced:
             return  # stopped, or out of time, in the very tick of success
-        if self._start_timeout is not None:
-            self._scope.deadline = inf
+        self._was_open = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._connection = connection
         self._move(OPEN)
         if self._loss is not None:
             self.lose(None)
+
+    def _run_out_of_time(self) -> None:
+        self._timed_out = True
+        self._cancel()
 
     def _cancelled_outside(self) -> None:
         if not self.is_over:
             self.lose(None, "the owner task was cancelled from outside")
             if self.state is OPENING:
                 self._move(CLOSING)
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if not self.is_over and (self.gave_up or not self._forced):
+            self.gave_up = False
+            self._forced = True
             self._scope.cancel()
+            self._quiet_scope.shield = False
+            self._set_timer(CANCEL_GRACE, self._give_up)
+
+    def _give_up(self) -> None:
+        """Says that the owner cannot be ended, wakes who waits for it, and lets it be."""
+        self._quiet_scope.shield = True
+        self.gave_up = True
+        if self.state is OPENING:
+            self._move(CLOSING)
+        self._notify()
+        if not self._complained:
+            self._complained = True
+            logger.error("%s: could not be stopped, %s", self.name, self.whereabouts)
+
+    def _set_timer(self, seconds: float, callback: Callable[[], object]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, callback)
 
     def _settle(self, error: BaseException | None) -> None:
         """Decides how the run has ended, given what came out of the context manager."""
-        failure = (
-            self._failure_of_opening(error) if self.state is OPENING else self._failure_of_rest(error)
-        )
+        loss_is_expected = self._loop.is_ending(self._task)
+        was_opening = self.state is OPENING
+        failure = self._failure_of_opening(error) if was_opening else self._failure_of_rest(error)
         if failure is not None:
             self._failure = _Failure(failure, ours=failure is not error)
-            if failure is self._loss:
-                level = logging.DEBUG if self._loop.is_ending(self._task) else logging.WARNING
-                logger.log(level, "%s", failure, exc_info=failure)
         self._connection = None
+        self._loop.owner_tasks.discard(self._task)
+        self._open_connection = self._task = None  # both refer to this run, or to its manager
         self._move(CLOSED if failure is None else FAILED)
-        _live_runs.discard(cast("Run[object]", self))
-        self._task = None  # it refers to this run, too
+        # All is decided. What follows may fail, and nobody waits for it.
+        if error is not None:
+            phase = "opening" if not self._was_open else "open" if self._is_cause(error) else "closing"
+            self._note(error, phase)
+            if not was_opening and not self._is_cause(error):
+                logger.warning("%s: error while closing", self.name, exc_info=error)
+        if failure is not None and failure is self._loss:
+            cause = failure.__cause__
+            if cause is not None and cause is not error:
+                self._note(cause, "open")
+            level = logging.DEBUG if loss_is_expected else logging.WARNING
+            logger.log(level, "%s", failure, exc_info=failure)
+
+    def _is_cause(self, error: BaseException) -> bool:
+        return self._loss is not None and self._loss.__cause__ is error
 
     def _failure_of_opening(self, error: BaseException | None) -> BaseException:
-        if self._scope.cancel_called:  # by its deadline: all else leaves OPENING first
+        if self._timed_out:
             failure = StartTimeoutError(self.name, cast("float", self._start_timeout))
             failure.__cause__ = error
             return failure
         if error is not None:
-            self._note(error, "opening")
             return error
         if self._loss is None:
             message = "opening was cancelled, and nobody here had asked for it"
@@ -382,21 +427,17 @@ class Run(Generic[T]):
 
     def _failure_of_rest(self, error: BaseException | None) -> BaseException | None:
         loss = self._loss
-        if loss is not None and loss.__cause__ is None:
-            loss.__cause__ = error
-        elif error is not None and (loss is None or error is not loss.__cause__):
-            self._note(error, "closing")
-            logger.warning("%s: error while closing", self.name, exc_info=error)
         if loss is None:
             return error
-        if loss.__cause__ is not None:
-            self._note(loss.__cause__, "open")
+        if loss.__cause__ is None:
+            loss.__cause__ = error
         return loss
 
     def _note(self, error: BaseException, phase: str) -> None:
         note = f"mooring: raised by {self.name} while {phase}"
         if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+            with suppress(Exception):  # an exception may be frozen
+                error.add_note(note)
 
     def _leaf(self, raised: BaseException | None) -> BaseException | None:
         """What was raised, without cancellations and without groups of one."""
@@ -412,12 +453,12 @@ class Run(Generic[T]):
         return None if isinstance(error, self._loop.cancelled_type) else error
 
     def _move(self, state: ConnectionState) -> None:
-        assert state in TRANSITIONS[self.state], f"{self.name}: {self.state} -> {state}"
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s: %s -> %s", self.name, self.state.value, state.value)
-        self.state = state
+        old, self.state = self.state, state
+        assert state in TRANSITIONS[old], f"{self.name}: {old} -> {state}"
         self.is_over = state is CLOSED or state is FAILED
         self._notify()
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s: %s -> %s", self.name, old.value, state.value)
 
     def _notify(self) -> None:
         for wake_up in tuple(self._wake_ups):
@@ -440,5 +481,6 @@ class _Failure:
             raise self.exception.with_traceback(self._traceback)
         finally:
             # Raising has put there what the caller was handling at the time.
-            self.exception.__context__ = self._context
+            with suppress(Exception):  # an exception may be frozen
+                self.exception.__context__ = self._context
             del self  # this frame is in the traceback

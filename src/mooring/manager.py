@@ -183,19 +183,22 @@ class ConnectionManager(ABC, Generic[T_co]):
         with anyio.move_on_after(timeout):
             return await self._start(stops)
         run = self._life.run
-        detail = f"; {run.whereabouts}" if run is not None and run.is_alive else ""
-        raise StartTimeoutError(self.name, timeout, detail)
+        if run is None or not run.is_alive:
+            raise StartTimeoutError(self.name, timeout) from self.exception
+        raise StartTimeoutError(self.name, timeout, f"; {run.whereabouts}")
 
     async def _start(self, stops: int) -> T_co:
         while (run := self._alive_run("start")) is not None and run.state is ConnectionState.CLOSING:
             if run.is_owner_task():
                 raise OwnerTaskError(self.name, "start")
-            if run.gave_up:
-                raise run.stop_timeout_error()
-            await run.changed()
             if self._life.stops != stops:
                 await run.over_or_given_up()
                 raise ConnectionStoppedError(self.name)
+            if run.gave_up:
+                raise run.stop_timeout_error()
+            await run.changed()
+        if self._life.stops != stops:
+            raise ConnectionStoppedError(self.name)
         if run is None:
             run = self._begin()
         elif run.state is ConnectionState.OPEN:
@@ -215,8 +218,8 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     def _begin(self) -> Run[T_co]:
         life = self._life
-        if life.lent_to is not None:
-            raise RuntimeError(f"{self.name}: cannot be started, it is a part of {life.lent_to.name}")
+        if life.is_lent:
+            raise RuntimeError(f"{self.name}: cannot be started, it is a part of {life.borrower_name}")
         start_timeout = checked_timeout("start_timeout", self.start_timeout)
         life.run = Run(life, self.name, self.open_connection, start_timeout)
         return life.run
@@ -225,19 +228,23 @@ class ConnectionManager(ABC, Generic[T_co]):
         """Waits for an attempt, and if it comes to nothing, until its owner has ended."""
         run.starters += 1
         try:
-            await run.opened()
+            while run.state is ConnectionState.OPENING:
+                await run.changed()
             # Between the wake-up and here others may have stopped or lost it, so look again.
             if run.state is ConnectionState.OPEN:
                 run.received = True
                 return run.connection
             await run.over_or_given_up()
-        except anyio.get_cancelled_exc_class():
-            if run.starters == 1 and not run.received and not run.is_over:
-                await run.forced_shielded()
-            raise
+        except anyio.get_cancelled_exc_class() as exc:
+            cancellation: BaseException = exc
+        else:
+            return run.raise_for_starter()
         finally:
             run.starters -= 1
-        return run.raise_for_starter()
+        if run.starters == 0 and not run.received and not run.is_over:
+            cancellation = await run.seen_through() or cancellation
+        # Not inside the handler: it would take a native cancellation that came second for anyio's.
+        raise cancellation
 
     @final
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
@@ -265,13 +272,13 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         checked_timeout("timeout", timeout)
         run = self._alive_run("stop")
+        if run is not None and run.is_owner_task():
+            raise OwnerTaskError(self.name, "stop")
         self._life.stops += 1
         if run is not None:
             await self._stop(run, timeout)
 
     async def _stop(self, run: Run[T_co], timeout: float | None) -> None:
-        if run.is_owner_task():
-            raise OwnerTaskError(self.name, "stop")
         if run.state is ConnectionState.OPENING:
             timeout = 0
         run.close()
@@ -315,8 +322,11 @@ class ConnectionManager(ABC, Generic[T_co]):
             if task_status is not None:
                 task_status.started(connection)
             await run.over()
+        except anyio.get_cancelled_exc_class():
+            await run.forced_shielded()
+            raise
         finally:
-            if not run.is_over:
+            if not run.is_over and not run.gave_up:
                 await self._stop(run, STOP_TIMEOUT)
         run.raise_exception()
 
@@ -326,15 +336,16 @@ class ConnectionManager(ABC, Generic[T_co]):
         Raises:
             RuntimeError: The manager is entered already, and alive.
         """
-        entered = self._life.entered
-        if entered is not None and entered.is_alive:
-            raise RuntimeError(f"{self.name}: is entered already")
+        self._check_not_entered()
         connection = await self.start()
-        entered = self._life.entered
-        if entered is not None and entered.is_alive:  # somebody was faster
-            raise RuntimeError(f"{self.name}: is entered already")
-        self._life.entered = self._life.run
+        self._check_not_entered()  # somebody may have been faster
+        entry = (anyio.get_current_task().id, cast("Run[T_co]", self._life.run))
+        self._life.entries.append(entry)
         return connection
+
+    def _check_not_entered(self) -> None:
+        if any(run.is_alive for _, run in self._life.entries):
+            raise RuntimeError(f"{self.name}: is entered already")
 
     async def __aexit__(
         self,
@@ -343,9 +354,18 @@ class ConnectionManager(ABC, Generic[T_co]):
         traceback: TracebackType | None,
     ) -> None:
         """Stops the run that was entered, and no later one; see `stop()`. Any task may do it."""
-        run, self._life.entered = self._life.entered, None
-        if run is not None and run is self._alive_run("stop"):
-            await self._stop(run, STOP_TIMEOUT)
+        entries = self._life.entries
+        alive = self._alive_run("stop")
+        if alive is not None and alive.is_owner_task():
+            raise OwnerTaskError(self.name, "stop")
+        if not entries:
+            return
+        # What this task has entered; else what is over, as that of the others may be in use.
+        here = anyio.get_current_task().id
+        entry = min(entries, key=lambda entry: (entry[0] != here, entry[1].is_alive))
+        entries.remove(entry)
+        if alive is not None and entry[1] is alive:
+            await self._stop(alive, STOP_TIMEOUT)
 
     async def wait_closed(self) -> None:
         """Waits for the end of the run that is alive, and raises its `exception`, if it has one.
@@ -387,8 +407,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         if exc is not None and not isinstance(exc, BaseException):
             raise TypeError(f"exc must be an exception or None, not {type(exc).__name__}")
         life = self._life
-        if life.lent_to is not None:
-            life.lent_to.connection_lost(exc)
+        if life.loan is not None:
+            life.loan[0].connection_lost(exc)
             return
         around = [run for run in runs_around_caller() if run.life is life]
         run = around[-1] if around else life.run
@@ -409,16 +429,18 @@ class ConnectionManager(ABC, Generic[T_co]):
             RuntimeError: It is alive, or lent to another manager already.
         """
         life = manager._life
-        if life.lent_to is not None:
-            raise RuntimeError(f"{manager.name}: is a part of {life.lent_to.name} already")
+        if life.is_lent:
+            raise RuntimeError(f"{manager.name}: is a part of {life.borrower_name} already")
         if life.run is not None and life.run.is_alive:
             raise RuntimeError(f"{manager.name}: is {manager.state.value}, and cannot be lent")
-        life.lent_to = self
+        around = [run for run in runs_around_caller() if run.life is self._life]
+        life.loan = loan = (self, around[-1] if around else None)
         try:
             async with checked(manager.open_connection()) as connection:
                 yield connection
         finally:
-            life.lent_to = None
+            if life.loan is loan:
+                life.loan = None
 
 
 class _Life(Generic[T]):
@@ -426,13 +448,26 @@ class _Life(Generic[T]):
 
     Attributes:
         stops: How often `stop()` was called, which ends every `start()` that was queued before.
+        entries: What `async with` has entered and not left: by which task, and which run.
+        loan: To whom it is lent by `open_inner()`, and in which run, if in one.
     """
 
     def __init__(self) -> None:
         self.run: Run[T] | None = None
-        self.entered: Run[T] | None = None
-        self.lent_to: ConnectionManager[object] | None = None
         self.stops = 0
+        self.entries: list[tuple[int, Run[T]]] = []
+        self.loan: tuple[ConnectionManager[object], Run[object] | None] | None = None
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether another manager has it open, and not in a run that has died with its loop."""
+        return self.loan is not None and (self.loan[1] is None or self.loan[1].is_alive)
+
+    @property
+    def borrower_name(self) -> str:
+        """The name of that manager."""
+        assert self.loan is not None
+        return self.loan[0].name
 
 
 class _FactoryConnectionManager(ConnectionManager[T_co]):

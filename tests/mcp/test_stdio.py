@@ -2,16 +2,17 @@
 
 import logging
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from conftest import resources
 from mcp import StdioServerParameters
 from probe import raises
 from servers import MUTE, STUBBORN, TINY
 
-from mooring import ConnectionLostError, ConnectionState
+from mooring import ConnectionLostError, ConnectionState, ConnectionStoppedError
 from mooring.mcp import StdioConnectionManager, _sdk
 
 slow = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -74,6 +75,24 @@ async def test_ten_stubborn_servers_are_stopped_at_once_and_together():
         for manager in managers:
             tg.start_soon(manager.stop)
     assert processes() == before
+
+
+@pytest.mark.within(20)
+async def test_O17_a_stop_while_the_server_is_being_spawned_leaves_no_process():
+    manager = StdioConnectionManager(STUBBORN)
+    before = processes()
+
+    async def start():
+        with suppress(ConnectionStoppedError):
+            await manager.start()
+
+    for turns in range(5):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(start)
+            for _ in range(turns):
+                await checkpoint()
+            await manager.stop(timeout=0)
+            assert processes() == before
 
 
 def test_P8_a_loop_that_ends_ends_the_server(anyio_backend_name):

@@ -86,12 +86,17 @@ async def stdio_streams(
 
     1.x leaves its streams open if it is cancelled while it closes. And where 2.x says that the
     connection is closed, 1.x crashes, if it writes to a server that has just gone.
+
+    Starting the process is shielded: asyncio, cancelled while it does that, kills the process and
+    does not wait for its end. It takes some milliseconds.
     """
     try:
-        async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
-            for stream in streams:
-                streams_to_close.push_async_callback(_close_shielded, stream)
-            yield streams
+        with CancelScope(shield=True) as starting:
+            async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
+                starting.shield = False
+                for stream in streams:
+                    streams_to_close.push_async_callback(_close_shielded, stream)
+                yield streams
     except* BrokenResourceError as broken:
         raise _connection_closed() from broken
 
