@@ -403,12 +403,12 @@ class Run(Generic[T]):
             self._note(error, phase)
             if not was_opening and not self._is_cause(error):
                 logger.warning("%s: error while closing", self.name, exc_info=error)
-        if failure is not None and failure is self._loss:
-            cause = failure.__cause__
-            if cause is not None and cause is not error:
-                self._note(cause, "open")
+        loss = self._loss
+        if loss is not None and failure is loss:
+            if loss.__cause__ is not None and loss.__cause__ is not error:
+                self._note(loss.__cause__, "open")
             level = logging.DEBUG if loss_is_expected else logging.WARNING
-            logger.log(level, "%s", failure, exc_info=failure)
+            logger.log(level, "%s", loss, exc_info=loss)
 
     def _is_cause(self, error: BaseException) -> bool:
         return self._loss is not None and self._loss.__cause__ is error

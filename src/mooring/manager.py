@@ -173,8 +173,8 @@ class ConnectionManager(ABC, Generic[T_co]):
             If nobody else waits for the attempt, it is cancelled, and the call ends when the owner
             task has ended, which is when the transport has cleaned up, or 10 seconds have passed.
             That, and the log at `ERROR` which it leaves, is the only case in which anything of an
-            attempt outlives the call. A `timeout` that has run out does the same. Others who wait
-            for the same attempt are not disturbed.
+            attempt outlives the call. Further cancellations do not shorten it. A `timeout` that has
+            run out does the same. Others who wait for the same attempt are not disturbed.
         """
         checked_timeout("timeout", timeout)
         stops = self._life.stops

@@ -30,6 +30,7 @@ def test_P9_ctrl_c_ends_the_program_and_the_server(backend, phase):
         _, errors = process.communicate(timeout=20)
     assert process.returncode != 0, errors
     assert "KeyboardInterrupt" in errors
-    assert "cancel scope" not in errors
+    if phase != "closing, twice":  # asyncio raises the second one wherever it is, inside anyio, too
+        assert "Attempted to exit" not in errors
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
