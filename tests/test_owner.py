@@ -55,17 +55,25 @@ async def test_O1_an_error_that_can_take_no_note_is_raised_all_the_same():
             assert caught.value is error
 
 
-async def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, anyio_backend_name):
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, backend, caplog):
     def fail(*_, **__):
         raise LookupError
 
     monkeypatch.setattr(_owner.logger, "warning", fail)
     probe = Probe(closing=raises(OSError("closing")))
-    await probe.start()
-    await probe.stop()
-    assert probe.state is FAILED
-    await probe.start()
-    await probe.stop()
+
+    async def main():
+        for _ in range(2):
+            await probe.start()
+            await probe.stop()
+            assert probe.state is FAILED
+
+    anyio.run(main, backend=backend)
+    del probe, main
+    gc.collect()
+    if backend == "asyncio":  # which tells of a task that has failed
+        assert "LookupError" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["before", "between", "after"])

@@ -335,8 +335,8 @@ class Run(Generic[T]):
         task = self._task
         try:
             self._settle(error)
-        except Exception as exc:  # noqa: BLE001 - logging has failed, which is no reason to crash trio
-            error = exc
+        except Exception as exc:  # noqa: BLE001 - logging has failed, and shall not crash trio
+            self._loop.reraise(exc, task)
         if error is not None and not isinstance(error, Exception) and not self.starters:
             self._loop.reraise(error, task)
 

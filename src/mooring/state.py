@@ -7,6 +7,7 @@ its diagram from it.
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 __all__ = ["TRANSITIONS", "ConnectionState"]
 
@@ -27,8 +28,9 @@ class ConnectionState(enum.Enum):
     FAILED = "failed"
     """The run is over, and `exception` says why."""
 
-    # By identity, as members compare; Enum's own, in Python, is a tenth of what a start costs.
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        # By identity, as members compare; Enum's own, in Python, is much slower.
+        __hash__ = object.__hash__
 
 
 TRANSITIONS: Mapping[ConnectionState, frozenset[ConnectionState]] = MappingProxyType(

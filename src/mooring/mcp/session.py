@@ -99,12 +99,12 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
             TypeError: `transport` is something else, or the installed SDK has no such option.
             ValueError: `start_timeout` is negative or NaN, or `transport` is no HTTP URL.
         """
-        self.transport = _as_transport(transport)
+        self.transport: ConnectionManager[TransportStreams] = _as_transport(transport)
         default_name = f"{type(self).__name__} on {self.transport.name}"
         super().__init__(name=default_name if name is None else name)
-        self.start_timeout = checked_timeout("start_timeout", start_timeout)
+        self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
         _sdk.check_options(ClientSession, options)
-        self.options = options
+        self.options: SessionOptions = options
 
     @override
     @asynccontextmanager
@@ -149,16 +149,16 @@ class ClientConnectionManager(ConnectionManager["Client"]):
                 refuses an option.
         """
         client_type = _sdk.client_type()
-        self.transport = _as_transport(transport)
+        self.transport: ConnectionManager[TransportStreams] = _as_transport(transport)
         default_name = f"{type(self).__name__} on {self.transport.name}"
         super().__init__(name=default_name if name is None else name)
-        self.start_timeout = checked_timeout("start_timeout", start_timeout)
+        self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
         _sdk.check_options(client_type, options)
         cache = options.get("cache")
         if cache is not None and cache.target_id is None and isinstance(transport, str):
             # The SDK would take it from the URL, and does not get to see that.
             options["cache"] = replace(cache, target_id=_without_user_info(transport))
-        self.options = options
+        self.options: ClientOptions = options
         self._create_client()  # opens nothing, and lets the SDK check the options' values
 
     def _create_client(self) -> "Client":

@@ -64,8 +64,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         # Of a whole command line given as the command, only the first word is shown.
         base_name = words[0].replace("\\", "/").rpartition("/")[2]
         super().__init__(name=f"{type(self).__name__}({base_name})" if name is None else name)
-        self.server_params = server_params
-        self.errlog = errlog
+        self.server_params: StdioServerParameters = server_params
+        self.errlog: TextIO | None = errlog
 
     @override
     @asynccontextmanager
