@@ -61,16 +61,15 @@ def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, backend, caplog):
         raise LookupError
 
     monkeypatch.setattr(_owner.logger, "warning", fail)
-    probe = Probe(closing=raises(OSError("closing")))
 
     async def main():
+        probe = Probe(closing=raises(OSError("closing")))
         for _ in range(2):
             await probe.start()
             await probe.stop()
             assert probe.state is FAILED
 
     anyio.run(main, backend=backend)
-    del probe, main
     gc.collect()
     if backend == "asyncio":  # which tells of a task that has failed
         assert "LookupError" in caplog.text
@@ -730,7 +729,7 @@ async def test_C3_an_owner_that_a_loss_cannot_end_is_given_up_though_nobody_wait
     probe = Probe(closing=swallow_or_shield(how, let_go))
     await probe.start()
     probe.connection_lost()
-    await anyio.sleep(0.2)
+    await probe._life.run.over_or_given_up()
     assert "could not be stopped" in caplog.text
     before = time.process_time()
     await anyio.sleep(0.2)
@@ -825,8 +824,8 @@ async def test_O15_a_start_that_is_cancelled_again_and_again_waits_for_its_owner
     probe = Probe(opening)
     starting = asyncio.create_task(probe.start(timeout=timeout))
     await opening.reached.wait()
-    if timeout is not None:
-        await asyncio.sleep(0.02)
+    while timeout is not None and probe.state is OPENING:
+        await checkpoint()
     for _ in range(3):
         starting.cancel()
         await wait_all_tasks_blocked()
