@@ -784,9 +784,11 @@ def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
     loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
     loop.run_until_complete(outer.start())
     loop.close()
+    abandoned = outer._life.run
 
     async def again():
         async with outer:
+            abandoned._coroutine.close()  # as the garbage collector does in the end
             assert outer.inner._life.is_lent
 
     asyncio.run(again())
