@@ -65,3 +65,8 @@ def test_the_readme_shows_the_example():
     shown = source.partition("[start:readme]\n")[2].partition("\n\n# --8<-- [end:readme]")[0].strip()
     assert shown in (ROOT / "README.md").read_text()
     assert len([line for line in shown.splitlines() if line]) <= 12
+
+
+def test_the_pages_include_snippets_in_the_form_that_is_understood():
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    assert pages.count('\n--8<-- "examples/') == len(re.findall(r"--8\b|--8\s*<", pages)) > 0

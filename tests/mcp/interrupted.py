@@ -1,42 +1,76 @@
 """Holds a server in one of its phases, for a test that interrupts this process.
 
 Usage: interrupted.py BACKEND PHASE. Prints the server's process id once it is in that phase, and
-`interrupted` for each interrupt that has arrived.
+`interrupted` for each interrupt that has arrived. In the phase `lingering` it closes until it has been
+sent two lines, and prints `at rest` when it waits for one.
+
+It has no task but the main one. A second Ctrl-C is raised by asyncio wherever Python is at that
+moment, and nothing of asyncio's or anyio's survives that everywhere.
 """
 
 import logging
 import os
 import signal
 import sys
+import threading
+import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 from servers import MUTE, STUBBORN, TINY
 
-from mooring import ConnectionState
 from mooring.mcp import SessionConnectionManager, StdioConnectionManager
 
 backend, phase = sys.argv[1:]
 
 
-def children():
-    return [
-        child
-        for file in Path("/proc/self/task").glob("*/children")
-        for child in file.read_text().split()
-    ]
+def tell_of_the_server():
+    files = Path("/proc/self/task").glob("*/children")
+    print(*(child for file in files for child in file.read_text().split()), flush=True)
 
 
-async def tell_when_there_is_a_server():
-    while not children():
-        await anyio.sleep(0.01)
-    print(*children(), flush=True)
+class Announced(StdioConnectionManager):
+    @asynccontextmanager
+    async def open_connection(self):
+        async with super().open_connection() as streams:
+            tell_of_the_server()
+            yield streams
 
 
-async def tell_when(state, manager):
-    while manager.state is not state:
-        await anyio.sleep(0.01)
-    print(*children(), flush=True)
+class Lingering(StdioConnectionManager):
+    @asynccontextmanager
+    async def open_connection(self):
+        async with super().open_connection() as streams:
+            try:
+                yield streams
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(linger)
+
+
+def linger():
+    for _ in range(2):
+        wait_until_the_event_loop_rests()
+        print("at rest", flush=True)
+        sys.stdin.readline()
+
+
+def wait_until_the_event_loop_rests():
+    """Its thread does not tell, so look, until it has been at the same place for some time."""
+    seen = 0
+    while seen < 10:
+        frame = sys._current_frames()[threading.main_thread().ident]
+        at_rest = frame.f_code.co_name in {"select", "get_events"}  # of asyncio and of trio
+        seen = seen + 1 if at_rest else 0
+        time.sleep(0.01)
+
+
+class TellWhenClosing(logging.Handler):
+    def emit(self, record):
+        if record.getMessage().endswith("open -> closing"):
+            tell_of_the_server()
 
 
 def tell_of_interrupts():
@@ -51,19 +85,19 @@ def tell_of_interrupts():
 
 async def main():
     tell_of_interrupts()
-    async with anyio.create_task_group() as tg:
-        if phase == "opening":
-            tg.start_soon(tell_when_there_is_a_server)
-            await SessionConnectionManager(MUTE).start()
-        elif phase == "open":
-            await StdioConnectionManager(TINY).start()
-            tg.start_soon(tell_when_there_is_a_server)
-            await anyio.sleep_forever()
-        else:
-            manager = SessionConnectionManager(STUBBORN)
-            await manager.start()
-            tg.start_soon(tell_when, ConnectionState.CLOSING, manager)
-            await manager.stop()
+    if phase == "opening":
+        await SessionConnectionManager(Announced(MUTE)).start()
+    elif phase == "open":
+        await Announced(TINY).start()
+        await anyio.sleep_forever()
+    else:
+        transport = {"closing": StdioConnectionManager, "lingering": Lingering}[phase]
+        manager = SessionConnectionManager(transport(STUBBORN))
+        await manager.start()
+        logger = logging.getLogger("mooring")
+        logger.addHandler(TellWhenClosing())
+        logger.setLevel(logging.DEBUG)
+        await manager.stop()
 
 
 logging.basicConfig(level=logging.INFO)
