@@ -163,7 +163,9 @@ SCENARIOS = {
         allowed=ConnectionStoppedError,
     ),
     "start and stop": scenario(start_then_stop),
-    "run": scenario(run_in_a_group, closing=seconds(1), bound=1, is_forced=True),
+    "run": scenario(
+        run_in_a_group, closing=seconds(1), bound=1, is_forced=True, has_task_group=True
+    ),
     "hold": scenario(hold, prepare=be_started, others=[stop_later], bound=2),
     "hold with a slow close": scenario(
         hold, prepare=be_started, others=[stop_later], closing=seconds(1), bound=3
