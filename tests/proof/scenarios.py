@@ -2,6 +2,7 @@
 
 import anyio
 from anyio.lowlevel import checkpoint
+from proof.session import SessionHarbour
 from proof.sweep import Boom, Scenario
 
 from mooring import ConnectionStoppedError, StartTimeoutError
@@ -110,6 +111,11 @@ def scenario(caller, *, opening=None, closing=None, **options):
     return Scenario(caller, **stages, **options)
 
 
+def session_scenario(caller, **options):
+    # What a session raises whose server goes while they shake hands is the SDK's affair.
+    return Scenario(caller, create_manager=SessionHarbour, allowed=Exception, **options)
+
+
 def failing(_unit):
     return fail
 
@@ -170,4 +176,7 @@ SCENARIOS = {
     "hold with a slow close": scenario(
         hold, prepare=be_started, others=[stop_later], closing=seconds(1), bound=3
     ),
+    "start of a session": session_scenario(start),
+    "stop of a session": session_scenario(stop, prepare=be_started),
+    "session": session_scenario(enter),
 }

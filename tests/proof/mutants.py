@@ -1,0 +1,330 @@
+"""Seeds faults into a copy of the core, one at a time, and has the search look for each.
+
+`nox -s mutants`, or `python tests/proof/mutants.py [NUMBER ...]`. Exits with 1 if one survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 240
+
+
+class Mutant(NamedTuple):
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant(
+        "stop() does not wait for the owner's end",
+        "manager.py",
+        "            await run.over(timeout)\n            if not run.is_over:\n                await run.forced()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a start that is cancelled does not wait for the owner's end",
+        "manager.py",
+        "cancellation = await run.seen_through() or cancellation",
+        "run.force()",
+    ),
+    Mutant(
+        "a start that is cancelled leaves the attempt alone",
+        "manager.py",
+        "if run.starters == 0 and not run.received and not run.is_over:",
+        "if False:",
+    ),
+    Mutant(
+        "a start that is cancelled ends the attempt of others, too",
+        "manager.py",
+        "if run.starters == 0 and not run.received and not run.is_over:",
+        "if not run.received and not run.is_over:",
+    ),
+    Mutant(
+        "a start that is cancelled closes what another has received",
+        "manager.py",
+        "if run.starters == 0 and not run.received and not run.is_over:",
+        "if run.starters == 0 and not run.is_over:",
+    ),
+    Mutant(
+        "a start that fails does not wait for the owner's end",
+        "manager.py",
+        "            await run.over_or_given_up()\n        except anyio",
+        "        except anyio",
+    ),
+    Mutant(
+        "a start does not look again after it has woken up",
+        "manager.py",
+        "            if run.state is ConnectionState.OPEN:\n"
+        "                run.received = True\n"
+        "                return run.connection\n"
+        "            await run.over",
+        "            if run._was_open:\n"
+        "                run.received = True\n"
+        "                return run._connection\n"
+        "            await run.over",
+    ),
+    Mutant(
+        "a start swallows its cancellation",
+        "manager.py",
+        "        raise cancellation\n",
+        "        return run.raise_for_starter()\n",
+    ),
+    Mutant(
+        "a stop swallows its cancellation",
+        "manager.py",
+        "                await run.forced_shielded()\n            raise\n        if not run.is_over:\n",
+        "                await run.forced_shielded()\n        if not run.is_over:\n",
+    ),
+    Mutant(
+        "a stop that is cancelled does not force the close",
+        "manager.py",
+        "                await run.forced_shielded()\n            raise\n        if not run.is_over:\n",
+        "                pass\n            raise\n        if not run.is_over:\n",
+    ),
+    Mutant(
+        "a stop does not end the starts that are queued",
+        "manager.py",
+        "        self._life.stops += 1\n",
+        "",
+    ),
+    Mutant(
+        "a stop while it opens lets the opening go on",
+        "manager.py",
+        "        if run.state is ConnectionState.OPENING:\n            timeout = 0\n        run.close()\n",
+        "        if run.state is ConnectionState.OPENING:\n            await run.changed()\n        run.close()\n",
+    ),
+    Mutant(
+        "every stop is a forced one",
+        "manager.py",
+        "        run.close()\n        try:\n",
+        "        run.force()\n        try:\n",
+    ),
+    Mutant(
+        "a start during a close does not wait for its end",
+        "manager.py",
+        "            await run.changed()\n        if self._life.stops",
+        "            run = None\n            break\n        if self._life.stops",
+    ),
+    Mutant(
+        "a block that was left does not stop its run",
+        "manager.py",
+        "        if alive is not None and entry[1] is alive:\n",
+        "        if alive is not None and entry[1] is not alive:\n",
+    ),
+    Mutant(
+        "run() does not close if it is cancelled",
+        "manager.py",
+        "        except anyio.get_cancelled_exc_class():\n"
+        "            await run.forced_shielded()\n"
+        "            raise\n"
+        "        finally:\n"
+        "            if not run.is_over and not run.gave_up:\n"
+        "                await self._stop(run, STOP_TIMEOUT)\n",
+        "        finally:\n            pass\n",
+    ),
+    Mutant(
+        "the start_timeout is not observed",
+        "_owner.py",
+        "            self._set_timer(start_timeout, self._run_out_of_time)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "the start_timeout is not called off when it is open",
+        "_owner.py",
+        "        if self._timer is not None:\n            self._timer.cancel()\n        self._connection = ",
+        "        self._connection = ",
+    ),
+    Mutant(
+        "the connection is published although it was stopped in that tick",
+        "_owner.py",
+        "        if self.state is not OPENING or self._forced:\n            return",
+        "        if self.state is not OPENING:\n            return",
+    ),
+    Mutant(
+        "a loss while it opens is forgotten",
+        "_owner.py",
+        "        self._move(OPEN)\n        if self._loss is not None:\n            self.lose(None)\n",
+        "        self._move(OPEN)\n",
+    ),
+    Mutant(
+        "a crash of the transport is no loss",
+        "_owner.py",
+        "                        self.lose(None)\n                        raise\n",
+        "                        raise\n",
+    ),
+    Mutant(
+        "a loss does not wake up the owner",
+        "_owner.py",
+        "            if self.state is OPEN:\n                self._move(CLOSING)\n                self.force_within",
+        "            if self.state is OPEN:\n                self.state = CLOSING\n                self.force_within",
+    ),
+    Mutant(
+        "a close after a loss has no bound",
+        "_owner.py",
+        "                self.force_within(STOP_TIMEOUT)\n",
+        "",
+    ),
+    Mutant(
+        "who waits is not woken up by a move",
+        "_owner.py",
+        "        self.is_over = state is CLOSED or state is FAILED\n        self._notify()\n",
+        "        self.is_over = state is CLOSED or state is FAILED\n",
+    ),
+    Mutant(
+        "only one of those who wait is woken up",
+        "_owner.py",
+        "        for wake_up in tuple(self._wake_ups):\n            wake_up()\n",
+        "        for wake_up in tuple(self._wake_ups)[:1]:\n            wake_up()\n",
+    ),
+    Mutant(
+        "the owner is not cancelled when it is forced",
+        "_owner.py",
+        "            self._scope.cancel()\n",
+        "",
+    ),
+    Mutant(
+        "a cancellation from outside does not close",
+        "_owner.py",
+        "            if self.state is OPENING:\n                self._move(CLOSING)\n            self._cancel()\n",
+        "",
+    ),
+    Mutant(
+        "the owner does not wait: it closes as soon as it is open",
+        "_owner.py",
+        "                        while self.state is OPEN:\n                            await self.changed()\n",
+        "",
+    ),
+    Mutant(
+        "the owner gives up waiting at the first wake-up",
+        "_owner.py",
+        "                        while self.state is OPEN:\n                            await self.changed()\n",
+        "                        await self.changed()\n",
+    ),
+    Mutant(
+        "an error of opening leaves the owner",
+        "_owner.py",
+        "            raised = exc\n",
+        "            raise\n",
+    ),
+    Mutant(
+        "an error while closing is not logged",
+        "_owner.py",
+        '                logger.warning("%s: error while closing", self.name, exc_info=error)\n',
+        "                pass\n",
+    ),
+    Mutant(
+        "a loss is logged twice",
+        "_owner.py",
+        '            logger.log(level, "%s", loss, exc_info=loss)\n',
+        '            logger.log(level, "%s", loss, exc_info=loss)\n'
+        '            logger.log(level, "%s", loss, exc_info=loss)\n',
+    ),
+    Mutant(
+        "the connection can be read while it is closing",
+        "_owner.py",
+        "        if state is OPEN:\n            return cast",
+        "        if state is OPEN or state is CLOSING:\n            return cast",
+    ),
+    Mutant(
+        "timers are not ended with the owner",
+        "_owner.py",
+        "            self._timer.cancel()\n            self._timer = None\n            for _ in range(3):",
+        "            self._timer = None\n            for _ in range(3):",
+    ),
+    Mutant(
+        "a timer that a stop sets in the owner's last turn is left",
+        "_owner.py",
+        "        while self._timer is not None:",
+        "        if self._timer is not None:",
+    ),
+    Mutant(
+        "the owner ends before its timers",
+        "_owner.py",
+        "            for _ in range(3):",
+        "            for _ in range(1):",
+    ),
+    Mutant(
+        "a second native cancellation ends the wait of a start",
+        "_owner.py",
+        "            except self._loop.cancelled_type as exc:\n                cancellation = exc\n",
+        "            except self._loop.cancelled_type as exc:\n                return exc\n",
+    ),
+    Mutant(
+        "the wait of a cancelled stop is not shielded",
+        "_owner.py",
+        "        with self._loop.create_cancel_scope(shield=True):\n            await self.forced()\n",
+        "        with self._loop.create_cancel_scope(shield=False):\n            await self.forced()\n",
+    ),
+    Mutant(
+        "a foreign cancellation reaches the owner natively",
+        "_backend.py",
+        "        if self.done():\n            return False\n",
+        "        return super().cancel(msg)\n",
+    ),
+    Mutant(
+        "a wait leaves its callback behind",
+        "_backend.py",
+        "            wake_ups.discard(wake_up)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a wait on trio leaves its callback behind",
+        "_backend.py",
+        "            wake_ups.discard(event.set)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "of several stops the first deadline counts",
+        "_owner.py",
+        "            while not self.is_over and self._loop.time() < deadline:\n",
+        "            while not self.is_over:\n",
+    ),
+]
+
+
+def killed_by(number):
+    """The test that failed because of the mutant, or `None`; "hung" if none ended."""
+    mutant = MUTANTS[number]
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "mooring")
+        shutil.copytree(ROOT / "src" / "mooring", package)
+        source = package / mutant.file
+        text = source.read_text()
+        assert text.count(mutant.old) == 1, f"{mutant.what}: found {text.count(mutant.old)} times"
+        source.write_text(text.replace(mutant.old, mutant.new))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-k", "not uvloop", "tests/proof"]
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                command, env=environment, cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True
+            )
+        except subprocess.TimeoutExpired:
+            return "hung"
+        if done.returncode == 0:
+            return None
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return failed[0].split("::")[-1][:80] if failed else "crashed"
+
+
+def main():
+    numbers = [int(number) - 1 for number in sys.argv[1:]] or range(len(MUTANTS))
+    survivors = 0
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for number, killer in zip(numbers, executor.map(killed_by, numbers), strict=True):
+            survivors += killer is None
+            print(f"| {number + 1} | {MUTANTS[number].what} | {killer or 'SURVIVED'} |", flush=True)
+    print(f"{len(numbers) - survivors} of {len(numbers)} killed")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
