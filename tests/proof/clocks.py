@@ -11,17 +11,26 @@ class Deadlock(BaseException):
     """Nobody can run, and no timer is set."""
 
 
+class Spin(BaseException):
+    """Somebody runs and runs, and time does not get on."""
+
+
 class JumpingSelector(selectors.DefaultSelector):
     """Never waits: moves the clock on instead."""
 
     now = 0.0
+    turns = 0
 
     def select(self, timeout=None):
         ready = super().select(0)
+        self.turns += 1
+        if self.turns > 100_000:
+            raise Spin
         if not ready and timeout is None:
             raise Deadlock
         if not ready:
             self.now += max(timeout, 0)
+            self.turns = 0 if timeout > 0 else self.turns
         return ready
 
 

@@ -302,7 +302,7 @@ def killed_by(number):
         assert text.count(mutant.old) == 1, f"{mutant.what}: found {text.count(mutant.old)} times"
         source.write_text(text.replace(mutant.old, mutant.new))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-k", "not uvloop", "tests/proof"]
-        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONPATH": folder, "MOORING_PROOF": "mutants"}
         try:
             done = subprocess.run(
                 command, env=environment, cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True

@@ -66,6 +66,12 @@ async def start_beside(world):
         raise
     except Exception:
         return
+    await world.check_that_it_stays_open(1)
+
+
+async def start_and_stay(world):
+    await world.started()
+    await world.check_that_it_stays_open(5)
 
 
 async def stop_beside(world):
@@ -136,6 +142,14 @@ SCENARIOS = {
         bound=2,
         start_timeout=lambda unit: 2 * unit,
         outcome=StartTimeoutError,
+        allowed=StartTimeoutError,
+    ),
+    "start in time": scenario(start_and_stay, start_timeout=lambda unit: 2 * unit, bound=1),
+    "start in the last moment": scenario(
+        start_and_stay,
+        opening=seconds(2),
+        bound=2,
+        start_timeout=lambda unit: 2 * unit,
         allowed=StartTimeoutError,
     ),
     "stop": scenario(stop, prepare=be_started),

@@ -1,0 +1,244 @@
+"""Random sequences of everything that can be done to a manager, checked against a plain model.
+
+`nox -s proof` takes a hundred thousand steps.
+"""
+
+import asyncio
+import os
+from functools import partial
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from proof import clocks
+from proof.model import Call, Model
+from proof.sweep import Boom, Harbour, is_asyncio
+
+from mooring import ConnectionLostError, NotConnectedError
+
+PROFILE = os.environ.get("MOORING_PROOF")
+IS_LONG = PROFILE == "long"
+
+# No two of these add up to the same time.
+PATIENCES = [None, 3.07]
+TIMEOUTS = [0, 5.3, 300.0]
+PASSES = [1.0, 4.01, 40.003]
+LOSS_TIMEOUT = 30.0
+
+steps = st.one_of(
+    st.tuples(st.just("start"), st.sampled_from(PATIENCES)),
+    st.tuples(st.just("stop"), st.sampled_from(TIMEOUTS)),
+    st.tuples(st.just("wait_closed"), st.none()),
+    st.tuples(st.just("cancel"), st.integers(0, 3)),
+    st.tuples(st.just("cancel natively"), st.integers(0, 3)),
+    st.tuples(st.just("next_open"), st.sampled_from(["ok", "fail", "hang", "hang"])),
+    st.tuples(st.just("next_close"), st.sampled_from(["ok", "fail", "hang", "hang"])),
+    st.tuples(st.sampled_from(["lose", "crash", "cancel owner"]), st.none()),
+    st.tuples(st.just("pass time"), st.sampled_from(PASSES)),
+)
+clock = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
+
+
+def searched(examples):
+    return settings(
+        max_examples=examples * 30 if IS_LONG else examples,
+        deadline=None,
+        database=None,
+        derandomize=not IS_LONG,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate] if PROFILE == "mutants" else [Phase.generate, Phase.shrink],
+    )
+
+
+class Actors:
+    """A manager, what is done to it, and the calls that are under way."""
+
+    def __init__(self, tasks):
+        self.tasks = tasks
+        self.manager = Harbour(partial(self.act, "next_open"), partial(self.act, "next_close"))
+        self.model = Model()
+        self.script = {"next_open": "ok", "next_close": "ok"}
+        self.calls = []
+
+    async def act(self, stage):
+        told, self.script[stage] = self.script[stage], "ok"
+        if told == "hang":
+            await anyio.sleep_forever()
+        await checkpoint()
+        if told == "fail":
+            raise Boom("told to fail")
+
+    async def call(self, call, function):
+        call.task = asyncio.current_task() if is_asyncio() else None
+        try:
+            with anyio.CancelScope() as call.scope:
+                call.ended = "cancelled"
+                try:
+                    await function()
+                except Exception as error:
+                    call.ended = type(error).__name__
+                else:
+                    call.ended = "returned"
+                self.check_the_return(call)
+        except asyncio.CancelledError:
+            call.ended = "cancelled"
+        if call.ended == "cancelled":
+            self.check_the_return(call)
+        call.is_over = True
+
+    def check_the_return(self, call):
+        """What must hold at the moment that a call returns, whatever else goes on."""
+        run = call.run if call.kind == "stop" else None
+        assert run is None or run.is_over, "3: stop() has ended, and the owner lives"
+        if call.kind == "start" and call.ended == "returned":
+            assert self.manager.state.value == "open", "start() returned what is not open"
+
+    def do(self, step, argument):
+        live = [call for call in self.calls if not call.is_over]
+        now = anyio.current_time()
+        if step in {"start", "stop", "wait_closed"}:
+            self.begin_call(step, argument, now)
+        elif step.startswith("cancel") and step != "cancel owner":
+            if live:
+                call = live[argument % len(live)]
+                if step == "cancel natively" and call.task is not None:
+                    call.task.cancel()
+                elif call.scope is not None:
+                    call.scope.cancel()
+                else:
+                    return
+                self.model.cancel(call)
+        elif step in self.script:
+            self.script[step] = argument
+            setattr(self.model, step, argument)
+        elif step == "lose":
+            self.manager.connection_lost()
+            self.model.lose(now + LOSS_TIMEOUT)
+        elif step == "crash":
+            if self.manager.crash is not None:
+                self.manager.crash.set()
+            self.model.crash()
+        elif is_asyncio():
+            run = self.manager._life.run
+            if run is not None and run._task is not None:
+                run._task.cancel()
+            self.model.cancel_owner()
+
+    def begin_call(self, step, argument, now):
+        call = Call(step)
+        call.scope = call.task = None
+        call.is_over = False
+        call.run = self.manager._life.run
+        self.calls.append(call)
+        if step == "start":
+            call.deadline = call.deadline if argument is None else now + argument
+            function = partial(self.manager.start, timeout=argument)
+            self.model.start(call)
+        elif step == "stop":
+            function = partial(self.manager.stop, argument)
+            self.model.stop(call, now + argument, at_once=argument == 0)
+        else:
+            function = self.manager.wait_closed
+            self.model.wait_closed(call)
+        self.tasks.start_soon(self.call, call, function)
+
+    def check(self):
+        try:
+            self.manager.connection
+        except (NotConnectedError, ConnectionLostError):
+            is_readable = False
+        else:
+            is_readable = True
+        assert is_readable == (self.manager.state.value == "open")
+        assert (self.manager.exception is not None) == (self.manager.state.value == "failed")
+
+    async def end(self):
+        self.script.update(next_open="ok", next_close="ok")
+        await rest()
+        await self.manager.stop()
+        await rest()
+        assert all(call.is_over for call in self.calls), "7: a call outlives the run"
+        assert self.manager.entered == self.manager.exited, "8: in one task, once each"
+        run = self.manager._life.run
+        assert run is None or (not run._wake_ups and run.starters == 0)
+        self.tasks.cancel_scope.cancel()
+
+
+async def rest():
+    for _ in range(60):
+        await checkpoint()
+
+
+@clock
+def test_at_rest_it_is_as_the_model_says(clock, record_property):
+    taken = 0
+
+    async def main(sequence):
+        nonlocal taken
+        async with anyio.create_task_group() as tg:
+            actors = Actors(tg)
+            for step, argument in sequence:
+                taken += 1
+                if step == "pass time":
+                    await anyio.sleep(argument)
+                else:
+                    actors.do(step, argument)
+                await rest()
+                actors.model.pass_time(anyio.current_time())
+                actors.check()
+                assert actors.manager.state.value == actors.model.state
+                failure = actors.manager.exception
+                assert failure is None or type(failure).__name__ == actors.model.failure
+                for call in actors.calls:
+                    ended = call.ended if call.is_over else None
+                    assert ended == call.expected, call.kind
+            await actors.end()
+
+    @searched(60)
+    @given(st.lists(steps, min_size=15, max_size=40))
+    def search(sequence):
+        run(main, sequence, clock)
+
+    search()
+    record_property("random steps", taken)
+
+
+@clock
+def test_whatever_races_with_whatever_the_guarantees_hold(clock, record_property):
+    taken = 0
+
+    async def main(sequence):
+        nonlocal taken
+        async with anyio.create_task_group() as tg:
+            actors = Actors(tg)
+            for (step, argument), turns in sequence:
+                taken += 1
+                if step == "pass time":
+                    await anyio.sleep(argument)
+                else:
+                    actors.do(step, argument)
+                for _ in range(turns):
+                    await checkpoint()
+                    actors.check()
+            await actors.end()
+
+    @searched(60)
+    @given(st.lists(st.tuples(steps, st.integers(0, 4)), min_size=15, max_size=40))
+    def search(sequence):
+        run(main, sequence, clock)
+
+    search()
+    record_property("random steps", taken)
+
+
+def run(main, sequence, clock):
+    """Raises the leaf of what fails, which hypothesis tells failures apart by."""
+    try:
+        clocks.run(main, sequence, clock=clock)
+    except BaseExceptionGroup as group:
+        error = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
