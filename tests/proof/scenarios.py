@@ -74,6 +74,16 @@ async def start_and_stay(world):
     await world.check_that_it_stays_open(5)
 
 
+async def start_a_second_later(world):
+    await anyio.sleep(world.unit)
+    await world.started()
+
+
+async def stop_two_seconds_later(world):
+    await anyio.sleep(2 * world.unit)
+    await world.stopped()
+
+
 async def stop_beside(world):
     await world.stopped()
 
@@ -105,11 +115,6 @@ async def run_in_a_group(world):
 
 async def hold(world):
     await world.waited()
-
-
-async def stop_later(world):
-    await anyio.sleep(2 * world.unit)
-    await world.stopped()
 
 
 def scenario(caller, *, opening=None, closing=None, **options):
@@ -152,6 +157,24 @@ SCENARIOS = {
         start_timeout=lambda unit: 2 * unit,
         allowed=StartTimeoutError,
     ),
+    "start behind a shield": scenario(
+        start,
+        opening=seconds(3, shield=True),
+        bound=3,
+        is_forced=True,
+        start_timeout=lambda unit: 2 * unit,
+        outcome=StartTimeoutError,
+        allowed=StartTimeoutError,
+    ),
+    "start that is stopped behind a slow close": scenario(
+        start_a_second_later,
+        prepare=be_started,
+        closing=seconds(3),
+        others=[stop_beside, stop_two_seconds_later],
+        bound=5,
+        outcome=ConnectionStoppedError,
+        allowed=ConnectionStoppedError,
+    ),
     "stop": scenario(stop, prepare=be_started),
     "stop of a slow close": scenario(stop, prepare=be_started, closing=seconds(3), bound=3),
     "stop of a hanging close": scenario(
@@ -186,9 +209,9 @@ SCENARIOS = {
     "run": scenario(
         run_in_a_group, closing=seconds(1), bound=1, is_forced=True, has_task_group=True
     ),
-    "hold": scenario(hold, prepare=be_started, others=[stop_later], bound=2),
+    "hold": scenario(hold, prepare=be_started, others=[stop_two_seconds_later], bound=2),
     "hold with a slow close": scenario(
-        hold, prepare=be_started, others=[stop_later], closing=seconds(1), bound=3
+        hold, prepare=be_started, others=[stop_two_seconds_later], closing=seconds(1), bound=3
     ),
     "start of a session": session_scenario(start),
     "stop of a session": session_scenario(stop, prepare=be_started),

@@ -214,6 +214,7 @@ class World:
         self.unit = unit
         self.is_virtual = unit == 1
         self.lost = []
+        self.lost_while_opening = []
         self.struck_while_open = []
         self.struck = []
         self.points = Counter()
@@ -280,6 +281,8 @@ class World:
     def loss(self):
         if self.is_open():
             self.lost.append(self.manager._life.run)
+        elif self.manager.state is ConnectionState.OPENING:
+            self.lost_while_opening.append(self.manager._life.run)
         self.manager.connection_lost(Boom("loss"))
 
     def stop(self):
@@ -349,7 +352,7 @@ class World:
             yield
         finally:
             took = anyio.current_time() - began
-            latest = bound * self.unit + (1e-6 if self.is_virtual else 0.5)
+            latest = bound * self.unit + (1e-6 if self.is_virtual else 5)
             self.check(f"7: {call} took {took:.2f} s", took <= latest)
 
     def is_over(self):
@@ -379,6 +382,8 @@ class World:
                 self.check("1: start() raised, and there are tasks left", not self.tasks_of_mooring())
             raise
         self.check("start() returned what is not open", self.is_open())
+        is_lost = self.manager._life.run in self.lost_while_opening
+        self.check("start() returned what was lost while it was opened", not is_lost)
         self.check("start() returned another", connection is self.manager.connection)
         return connection
 
@@ -457,7 +462,10 @@ async def run_case(scenario, plan, *, unit):
                 if isinstance(error, anyio.get_cancelled_exc_class()):
                     raise
             else:
-                natively = world.was_struck_by("caller_task_is_cancelled")
+                # Below 4.16, anyio's task groups swallow it in the tick in which they are cancelled.
+                natively = (
+                    world.was_struck_by("caller_task_is_cancelled") and not scenario.has_task_group
+                )
                 world.check("a native cancellation was swallowed", not natively)
                 expected = scenario.outcome is None or world.struck
                 world.check(f"the caller did not raise {scenario.outcome}", expected)
@@ -560,7 +568,7 @@ async def check_the_end(world, records):
         world.check(f"8: {error!r} is told nowhere", seen or raised)
     if world.scenario.settings.get("start_timeout") is None:
         with suppress(Boom):
-            with anyio.fail_after(100 * world.unit):
+            with anyio.fail_after(100):
                 await manager.start()
         await manager.stop()
         world.check("it cannot be used again", not manager.is_acquired)
@@ -603,7 +611,7 @@ async def sweep(scenario, *, unit, second_blows=()):
         nonlocal runs
         runs += 1
         try:
-            with anyio.fail_after(1000 * unit):
+            with anyio.fail_after(1000):
                 world = await run_case(scenario, plan, unit=unit)
         except Exception as error:
             failures[plan] = [repr(error)]

@@ -28,6 +28,7 @@ PASSES = [1.0, 4.01, 40.003]
 LOSS_TIMEOUT = 30.0
 
 steps = st.one_of(
+    st.tuples(st.just("start"), st.none()),
     st.tuples(st.just("start"), st.sampled_from(PATIENCES)),
     st.tuples(st.just("stop"), st.sampled_from(TIMEOUTS)),
     st.tuples(st.just("wait_closed"), st.none()),
