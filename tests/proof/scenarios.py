@@ -1,11 +1,13 @@
 """What is swept: the ways to open and to close, slow, failing and racing."""
 
+from contextlib import suppress
+
 import anyio
 from anyio.lowlevel import checkpoint
 from proof.session import SessionHarbour
 from proof.sweep import Boom, Scenario
 
-from mooring import ConnectionStoppedError, StartTimeoutError
+from mooring import ConnectionLostError, ConnectionStoppedError, StartTimeoutError
 
 
 async def fail():
@@ -77,6 +79,13 @@ async def start_and_stay(world):
 async def start_a_second_later(world):
     await anyio.sleep(world.unit)
     await world.started()
+
+
+async def lose_and_wait(world):
+    world.lost.append(world.manager._life.run)
+    world.manager.connection_lost()
+    with world.bounded("wait_closed()", 30), suppress(ConnectionLostError):
+        await world.manager.wait_closed()
 
 
 async def stop_two_seconds_later(world):
@@ -212,6 +221,9 @@ SCENARIOS = {
     "hold": scenario(hold, prepare=be_started, others=[stop_two_seconds_later], bound=2),
     "hold with a slow close": scenario(
         hold, prepare=be_started, others=[stop_two_seconds_later], closing=seconds(1), bound=3
+    ),
+    "loss with a hanging close": scenario(
+        lose_and_wait, prepare=be_started, closing=seconds(99), bound=30, is_forced=True
     ),
     "start of a session": session_scenario(start),
     "stop of a session": session_scenario(stop, prepare=be_started),

@@ -535,7 +535,8 @@ async def check_the_end(world, records):
     manager = world.manager
     if not world.is_open() and not world.is_over():
         # Nobody waits for the end after a loss, or after a second native cancellation of a stop().
-        allowed = world.was_struck_by(*LOSSES) or world.was_cancelled_again() or world.stops_by_others
+        is_lost = world.lost or world.was_struck_by(*LOSSES)
+        allowed = is_lost or world.was_cancelled_again() or world.stops_by_others
         world.check("1: an owner lives on", allowed)
     await manager.stop()
     world.check("3: stop() returned, and the owner lives", world.is_over())
