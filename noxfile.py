@@ -83,3 +83,25 @@ def benchmark(session: nox.Session) -> None:
     """Ratios, each from one run; not a test."""
     session.install(".[test]", SDKS["2"], env={"UV_COMPILE_BYTECODE": "1"})
     session.run("python", "tests/benchmarks/core.py", *session.posargs)
+
+
+@nox.session
+def proof(session: nox.Session) -> None:
+    """The long search: every scenario struck twice, and some hundred thousand random steps."""
+    session.install(".[test]", SDKS["2"])
+    search = ("tests/proof/test_sweep.py", "tests/proof/test_random.py")
+    session.run("pytest", "-q", "-n", "4", *search, env={"MOORING_PROOF": "long"})
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Seeds faults into a copy of the core, and has the search look for each."""
+    session.install(".[test]", SDKS["2"])
+    session.run("python", "tests/proof/mutants.py", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """2,000 cycles over stdio."""
+    session.install(".[test]", SDKS["2"])
+    session.run("pytest", "-q", "-n", "2", "tests/proof/test_soak.py", env={"MOORING_PROOF": "soak"})

@@ -76,6 +76,7 @@ async def test_invariant_10_many_cycles_over_stdio_leave_nothing_that_adds_up(re
     async def cycle(number):
         way, manager = ways[number % len(ways)]
         await way(manager)
+        await manager.stop()  # what was opened before it could be cancelled
 
     for number in range(len(ways)):  # so that what is made once is made
         await cycle(number)
