@@ -3,6 +3,8 @@
 `nox -s mutants`, or `python tests/proof/mutants.py [NUMBER ...]`. Exits with 1 if one survives.
 """
 
+# ruff: noqa: E501 - the texts are those of the core, line by line
+
 import os
 import shutil
 import subprocess
@@ -302,10 +304,20 @@ def killed_by(number):
         text = source.read_text()
         assert text.count(mutant.old) == 1, f"{mutant.what}: found {text.count(mutant.old)} times"
         source.write_text(text.replace(mutant.old, mutant.new))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-k", "not uvloop", *SEARCH]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--no-header",
+            "-k",
+            "not uvloop",
+            *SEARCH,
+        ]
         environment = {**os.environ, "PYTHONPATH": folder, "MOORING_PROOF": "mutants"}
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: PLW1510 - the code it exits with is what is asked for
                 command, env=environment, cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True
             )
         except subprocess.TimeoutExpired:

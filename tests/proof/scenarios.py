@@ -148,7 +148,11 @@ SCENARIOS = {
         start, opening=failing, others=[start_beside], outcome=Boom, allowed=Boom
     ),
     "start without patience": scenario(
-        start_within(2), opening=seconds(9), bound=2, outcome=StartTimeoutError, allowed=StartTimeoutError
+        start_within(2),
+        opening=seconds(9),
+        bound=2,
+        outcome=StartTimeoutError,
+        allowed=StartTimeoutError,
     ),
     "start of a manager without patience": scenario(
         start,
@@ -203,9 +207,7 @@ SCENARIOS = {
     ),
     "async with": scenario(enter),
     "restart": scenario(restart, prepare=be_started),
-    "restart of a slow close": scenario(
-        restart, prepare=be_started, closing=seconds(3), bound=3
-    ),
+    "restart of a slow close": scenario(restart, prepare=be_started, closing=seconds(3), bound=3),
     "start behind a slow close": scenario(
         start,
         prepare=be_started,
@@ -215,9 +217,7 @@ SCENARIOS = {
         allowed=ConnectionStoppedError,
     ),
     "start and stop": scenario(start_then_stop),
-    "run": scenario(
-        run_in_a_group, closing=seconds(1), bound=1, is_forced=True, has_task_group=True
-    ),
+    "run": scenario(run_in_a_group, closing=seconds(1), bound=1, is_forced=True, has_task_group=True),
     "hold": scenario(hold, prepare=be_started, others=[stop_two_seconds_later], bound=2),
     "hold with a slow close": scenario(
         hold, prepare=be_started, others=[stop_two_seconds_later], closing=seconds(1), bound=3

@@ -28,7 +28,6 @@ from mooring import (
 )
 from mooring._owner import Run
 
-
 LOSSES = ["loss", "owner_task_is_cancelled", "transport_ends", "transport_crashes"]
 
 
@@ -96,7 +95,7 @@ def is_asyncio():
     return asyncio._get_running_loop() is not None
 
 
-class Boom(Exception):
+class Boom(Exception):  # noqa: N818 - short, as it is in every report
     """What crashes raise here."""
 
 
@@ -310,7 +309,7 @@ class World:
 
     def is_readable(self):
         try:
-            self.manager.connection
+            _ = self.manager.connection
         except (NotConnectedError, ConnectionLostError):
             return False
         return True
@@ -476,7 +475,7 @@ async def run_case(scenario, plan, *, unit):
         if not scenario.has_task_group:
             world.check("6: cancelling() is not what it was", world.caller_task.cancelling() == times)
 
-    with watch(world) as records:
+    with Watch(world) as records:
         if scenario.prepare is not None:
             await scenario.prepare(world)
         async with anyio.create_task_group() as world.tasks:
@@ -502,7 +501,7 @@ def is_outcome(world, error):
     return isinstance(error, expected) or world.may_raise(error, starting=True)
 
 
-class watch:
+class Watch:
     """Has each owner of the world driven by hand, too, and notes its runs and what is logged."""
 
     def __init__(self, world):

@@ -147,7 +147,7 @@ class Actors:
 
     def check(self):
         try:
-            self.manager.connection
+            _ = self.manager.connection
         except (NotConnectedError, ConnectionLostError):
             is_readable = False
         else:
