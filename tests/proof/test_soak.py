@@ -9,6 +9,7 @@ import signal
 import statistics
 import sys
 import tracemalloc
+from itertools import combinations
 
 import anyio
 import pytest
@@ -68,6 +69,17 @@ async def hold(manager):
 WAYS = [start_and_stop, stop_by_force, kill, cancel_the_start, cancel_the_stop, hold]
 
 
+def lasting_resources():
+    # Below Python 3.12, asyncio's thread that has told of a child's end ends a moment after that.
+    return {name for name in resources() if not name.startswith("thread asyncio-waitpid")}
+
+
+def median_slope(values):
+    """Of all pairs, so that what is loaded once, late, is no slope, and a leak is one (Theil-Sen)."""
+    pairs = combinations(enumerate(values), 2)
+    return statistics.median((b - a) / (n - m) for (m, a), (n, b) in pairs)
+
+
 @pytest.mark.within(3000)
 async def test_invariant_10_many_cycles_over_stdio_leave_nothing_that_adds_up(record_property):
     managers = [StdioConnectionManager(TINY), SessionConnectionManager(TINY)]
@@ -80,23 +92,23 @@ async def test_invariant_10_many_cycles_over_stdio_leave_nothing_that_adds_up(re
 
     for number in range(len(ways)):  # so that what is made once is made
         await cycle(number)
-    tasks, rest = len(all_tasks()), resources()
+    tasks, rest = len(all_tasks()), lasting_resources()
     memory = []
     tracemalloc.start()
     try:
         for number in range(CYCLES):
             await cycle(number)
             assert len(all_tasks()) == tasks
-            assert resources() == rest
+            assert lasting_resources() == rest
             if (number + 1) % len(ways) == 0:
                 gc.collect()
                 memory.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    # The first round fills caches.
+    # In the first rounds caches fill up, which a few cycles cannot be told from a leak.
     memory = memory[len(memory) // 3 :]
-    if len(memory) > 1:
-        slope = statistics.linear_regression(range(len(memory)), memory).slope / len(ways)
+    if len(memory) > 15:
+        slope = median_slope(memory) / len(ways)
         print(f"{slope:.0f} bytes per cycle")
         assert slope < BYTES_PER_CYCLE
     record_property("cycles", CYCLES)
