@@ -73,6 +73,13 @@ def checked(opened: AbstractAsyncContextManager[T]) -> AbstractAsyncContextManag
     raise TypeError(f"open_connection() must return an async context manager, not {kind}{hint}")
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Adds a note, once, to an exception that can take one."""
+    if note not in getattr(error, "__notes__", ()):
+        with suppress(Exception):  # an exception may be frozen
+            error.add_note(note)
+
+
 @cache
 def _event_loop_finder() -> "Callable[[], EventLoop]":
     # Imported when a run begins: it imports asyncio, which `import mooring` must not. Cached, since
@@ -128,6 +135,7 @@ class Run(Generic[T]):
         self._timed_out = False
         self._loss: ConnectionLostError | None = None
         self._failure: _Failure | None = None
+        self._facts: list[str] = []
         self._timer: Timer | None = None
         self._force_at = inf
         self._forced = False
@@ -288,6 +296,20 @@ class Run(Generic[T]):
         else:
             self._loop.call_soon_threadsafe(lambda: self.lose(cause))
 
+    def add_fact(self, fact: str) -> None:
+        """Has it noted on what this run fails with, if it does."""
+        if fact not in self._facts:
+            self._facts.append(fact)
+
+    def start_timeout_error(self, timeout: float) -> StartTimeoutError:
+        """The error for a caller of `start()` whose time has run out."""
+        detail = "" if self.is_over else f"; {self.whereabouts}"
+        error = StartTimeoutError(self.name, timeout, detail)
+        error.__cause__ = self.exception
+        for fact in self._facts:
+            add_note(error, fact)
+        return error
+
     def stop_timeout_error(self) -> StopTimeoutError:
         """The error for a caller who will wait no longer."""
         return StopTimeoutError(self.name, self.whereabouts)
@@ -305,7 +327,7 @@ class Run(Generic[T]):
             raise ConnectionStoppedError(self.name)
         if self._loss is not None:  # given up while it was closing
             raise self._loss.built_anew()
-        raise StartTimeoutError(self.name, cast("float", self._start_timeout), f"; {self.whereabouts}")
+        raise self.start_timeout_error(cast("float", self._start_timeout))
 
     # The owner's own.
 
@@ -392,6 +414,8 @@ class Run(Generic[T]):
         was_opening = self.state is OPENING
         failure = self._failure_of_opening(error) if was_opening else self._failure_of_rest(error)
         if failure is not None:
+            for fact in self._facts:
+                add_note(failure, fact)
             self._failure = _Failure(failure, ours=failure is not error)
         self._connection = None
         self._loop.owner_tasks.discard(self._task)
@@ -434,10 +458,7 @@ class Run(Generic[T]):
         return loss
 
     def _note(self, error: BaseException, phase: str) -> None:
-        note = f"mooring: raised by {self.name} while {phase}"
-        if note not in getattr(error, "__notes__", ()):
-            with suppress(Exception):  # an exception may be frozen
-                error.add_note(note)
+        add_note(error, f"mooring: raised by {self.name} while {phase}")
 
     def _leaf(self, raised: BaseException | None) -> BaseException | None:
         """What was raised, without cancellations and without groups of one."""

@@ -1,16 +1,74 @@
-"""The pair of streams that a transport is to the SDK's sessions."""
+"""The pair of streams that a transport is to the SDK's sessions, and noticing its end.
 
-from typing import TYPE_CHECKING
+When a peer dies, the SDK's transports only end the read stream, and stay open. So whoever reads the
+stream notices it: there is no task that watches, and no copy of a message.
+"""
 
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from anyio import EndOfStream
 from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
     from mcp.client._transport import ReadStream, WriteStream
     from mcp.shared.message import SessionMessage
 
-__all__ = ["TransportStreams"]
+__all__ = ["TransportStreams", "watched"]
 
 TransportStreams = TypeAliasType(
     "TransportStreams", "tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]"
 )
 """What a transport yields: the stream of what the server says, and the one of what it is told."""
+
+
+def watched(streams: TransportStreams, on_end: Callable[[], object]) -> TransportStreams:
+    """The pair, of which a reader that comes to the end of the read stream calls `on_end`."""
+    read_stream, write_stream = streams
+    return _WatchedReadStream(read_stream, on_end), write_stream
+
+
+class _WatchedReadStream:
+    def __init__(
+        self, stream: "ReadStream[SessionMessage | Exception]", on_end: Callable[[], object]
+    ) -> None:
+        self._stream = stream
+        self._on_end = on_end
+
+    async def receive(self) -> "SessionMessage | Exception":
+        try:
+            return await self._stream.receive()
+        except EndOfStream:
+            self._on_end()
+            raise
+
+    async def __anext__(self) -> "SessionMessage | Exception":
+        # As receive(), which it does not call: that would be a frame more for each message.
+        try:
+            return await self._stream.receive()
+        except EndOfStream:
+            self._on_end()
+            raise StopAsyncIteration from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self._stream.aclose()
+
+    # The SDK looks up `last_context`, with which a caller's context variables reach its request; and
+    # memory streams have more than the SDK's protocol asks for.
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
