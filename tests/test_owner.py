@@ -60,7 +60,7 @@ def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, backend, caplog):
     def fail(*_, **__):
         raise LookupError
 
-    monkeypatch.setattr(_owner.logger, "warning", fail)
+    monkeypatch.setattr(logging.getLogger("mooring"), "warning", fail)
 
     async def main():
         probe = Probe(closing=raises(OSError("closing")))

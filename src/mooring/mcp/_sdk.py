@@ -5,12 +5,12 @@ Types are those of 2.x, against which mooring is checked.
 
 import inspect
 from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from anyio import BrokenResourceError, CancelScope
+from anyio import BrokenResourceError, CancelScope, WouldBlock
 from mcp import ClientSession, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, ErrorData
@@ -25,7 +25,7 @@ __all__ = [
     "HAS_CLIENT",
     "check_options",
     "client_type",
-    "create_session",
+    "open_session",
     "stdio_streams",
     "streamable_http_streams",
 ]
@@ -66,16 +66,40 @@ def check_options(target: type[object], options: Iterable[str]) -> None:
             )
 
 
+@asynccontextmanager
 # Any: the options are of the types that check_options has found the installed SDK to take.
-def create_session(streams: "TransportStreams", options: Mapping[str, Any]) -> ClientSession:
-    """A `ClientSession`. Of durations, 1.x takes `timedelta` only, and 2.x seconds only."""
+async def open_session(
+    streams: "TransportStreams", options: Mapping[str, Any]
+) -> "AsyncGenerator[ClientSession]":
+    """A `ClientSession`, and an end to each call that it has not answered when it is left.
+
+    Of durations, 1.x takes `timedelta` only, and 2.x seconds only. And 1.x lets the calls that are
+    under way wait for ever when a session is left.
+    """
     converted = dict(options)
     seconds = converted.get("read_timeout_seconds")
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
     if seconds is not None:
         converted["read_timeout_seconds"] = seconds if HAS_CLIENT else timedelta(seconds=seconds)
-    return ClientSession(*streams, **converted)
+    session = ClientSession(*streams, **converted)
+    try:
+        async with session:
+            yield session
+    finally:
+        if not HAS_CLIENT:
+            _end_calls(session)
+
+
+def _end_calls(session: ClientSession) -> None:
+    from mcp.types import JSONRPCError
+
+    error = ErrorData(code=CONNECTION_CLOSED, message="Connection closed")
+    # Any: the types are those of 2.x, which has no such attribute.
+    waiting: dict[str | int, Any] = vars(session)["_response_streams"]
+    for request_id, stream in waiting.items():
+        with suppress(WouldBlock, BrokenResourceError):  # it has an answer; nobody waits any more
+            stream.send_nowait(JSONRPCError(jsonrpc="2.0", id=request_id, error=error))
 
 
 @asynccontextmanager

@@ -111,7 +111,7 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
     async def open_connection(self) -> AsyncGenerator[ClientSession]:
         async with (
             self.open_inner(self.transport) as streams,
-            _sdk.create_session(streams, self.options) as session,
+            _sdk.open_session(streams, self.options) as session,
         ):
             await session.initialize()
             yield session

@@ -34,11 +34,15 @@ class _WatchedReadStream:
         self, stream: "ReadStream[SessionMessage | Exception]", on_end: Callable[[], object]
     ) -> None:
         self._stream = stream
+        self._receive = stream.receive
         self._on_end = on_end
+        if not hasattr(stream, "last_context"):
+            # The SDK asks for it with each message, and to find that there is none takes its time.
+            self.last_context = None
 
     async def receive(self) -> "SessionMessage | Exception":
         try:
-            return await self._stream.receive()
+            return await self._receive()
         except EndOfStream:
             self._on_end()
             raise
@@ -46,7 +50,7 @@ class _WatchedReadStream:
     async def __anext__(self) -> "SessionMessage | Exception":
         # As receive(), which it does not call: that would be a frame more for each message.
         try:
-            return await self._stream.receive()
+            return await self._receive()
         except EndOfStream:
             self._on_end()
             raise StopAsyncIteration from None
