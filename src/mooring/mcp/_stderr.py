@@ -81,12 +81,10 @@ async def piped_stderr(name: str, errlog: ErrorLog | None, tail: StderrTail) -> 
         os.set_blocking(read_end, False)
 
         async def read() -> None:
-            data: bytes | None = None
             with reading:
-                while data != b"":
+                while True:
                     await anyio.wait_readable(read_end)
-                    data = pipe.read(CHUNK_BYTES)
-                    pass_on(data or b"")
+                    pass_on(pipe.read(CHUNK_BYTES))
 
         async with anyio.create_task_group() as task_group:
             # A server that is ended by force may have much to say until it is.
@@ -95,7 +93,6 @@ async def piped_stderr(name: str, errlog: ErrorLog | None, tail: StderrTail) -> 
             try:
                 yield file
             finally:
-                file.close()
                 reading.cancel()
         for _ in range(LAST_CHUNKS):
             pass_on(pipe.read(CHUNK_BYTES) or b"")

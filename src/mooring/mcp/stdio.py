@@ -99,7 +99,6 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
                 piped_stderr(self.name, errlog, tail) as stderr,
                 _sdk.stdio_streams(server_params, stderr) as streams,
             ):
-                stderr.close()  # the server has its own, and is the last to close it
                 yield watched(streams, self._lose)
         finally:
             if self.stderr_tail:
