@@ -307,8 +307,7 @@ class Run(Generic[T]):
 
     def add_fact(self, fact: str) -> None:
         """Has it noted on what this run fails with, if it does."""
-        if fact not in self._facts:
-            self._facts.append(fact)
+        self._facts.append(fact)
 
     def start_timeout_error(self, timeout: float) -> StartTimeoutError:
         """The error for a caller of `start()` whose time has run out."""
