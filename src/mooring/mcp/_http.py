@@ -7,11 +7,11 @@ known as exactly as the SDK knows it, and the client of a caller is not touched.
 
 import re
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 from anyio import CancelScope
 from typing_extensions import override
@@ -148,7 +148,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
                     finally:
                         traffic.is_over = True
             if traffic.failure is not None:
-                raise traffic.failure
+                raise traffic.failure  # noqa: TRY301 - it is told as any other
         except BaseException as error:
             if traffic.refusal:
                 self._add_fact(traffic.refusal)
@@ -190,17 +190,24 @@ class _Traffic:
 
     def observed(self, client: "AsyncClient") -> "AsyncClient":
         """The client with its requests seen; the one that is given stays as it is."""
+        client_send = cast("Callable[..., Awaitable[Response]]", client.send)
 
-        # Any: as in httpx, whose options differ between its versions.
-        async def send(request: "Request", **options: Any) -> "Response":
+        async def send(request: "Request", **options: object) -> "Response":
             try:
-                response = await client.send(request, **options)
+                response = await client_send(request, **options)
             except Exception as error:
                 # The SDK can do without the stream of a GET; but where nobody listens for that,
                 # nobody does for messages.
                 if request.method == "POST" or isinstance(error, _sdk.http.ConnectError):
                     self.fail(error)
                 raise
+            if (why := self._why_fatal(request, response)) is not None:
+                # In the place of the SDK's error, which shows and logs the whole URL.
+                await response.aclose()
+                text = f"{_status(response)}: {why}"
+                refusal = _sdk.http.HTTPStatusError(text, request=request, response=response)
+                self.fail(refusal)
+                raise refusal
             self._see(request, response)
             return response
 
@@ -209,19 +216,11 @@ class _Traffic:
         return clone
 
     def _see(self, request: "Request", response: "Response") -> None:
-        status = f"HTTP status {response.status_code} {response.reason_phrase}"
-        if (why := self._why_fatal(request, response)) is not None:
-            text = f"{status}: {why}"
-            self.fail(_sdk.http.HTTPStatusError(text, request=request, response=response))
-        if request.method == "DELETE":
-            return
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not response.is_success:
-            if scheme := TOKEN.match(response.headers.get("www-authenticate", "")):
-                status += f", WWW-Authenticate: {scheme[0]}"
-            self.refusal = status
+            self.refusal = _status(response)
         elif response.status_code == HTTPStatus.OK and content_type not in UNDERSTOOD:
-            self.refusal = f"{status}, Content-Type: {content_type or 'none'}"
+            self.refusal = f"{_status(response)}, Content-Type: {content_type or 'none'}"
         else:
             self.refusal = None
         if _sdk.FORGETS_BROKEN_RESPONSES and request.method == "POST":
@@ -267,6 +266,12 @@ class _Body(_sdk.http.AsyncByteStream):
     @override
     async def aclose(self) -> None:
         await self._body.aclose()
+
+
+def _status(response: "Response") -> str:
+    text = f"HTTP status {response.status_code} {response.reason_phrase}"
+    scheme = TOKEN.match(response.headers.get("www-authenticate", ""))
+    return text if scheme is None else f"{text}, WWW-Authenticate: {scheme[0]}"
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -129,6 +129,10 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
     @override
     def _why_fatal(self, request: "Request", response: "Response") -> str | None:
         # By the specification, which has no other way to say it.
-        if response.status_code == HTTPStatus.NOT_FOUND and "mcp-session-id" in request.headers:
+        if (
+            response.status_code == HTTPStatus.NOT_FOUND
+            and "mcp-session-id" in request.headers
+            and request.method != "DELETE"
+        ):
             return "the server does not know the session any more"
         return None
