@@ -13,7 +13,7 @@ from copy import copy
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self, cast
 
-from anyio import CancelScope
+from anyio import CancelScope, get_cancelled_exc_class
 from typing_extensions import override
 
 from ..manager import ConnectionManager
@@ -147,17 +147,27 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
                         yield watched(streams, self.connection_lost, traffic.read_instead)
                     finally:
                         traffic.is_over = True
-            if traffic.failure is not None:
-                raise traffic.failure  # noqa: TRY301 - it is told as any other
         except BaseException as error:
-            if traffic.refusal:
-                self._add_fact(traffic.refusal)
-            for leaf in leaves(error):
-                if isinstance(leaf, _sdk.http.HTTPError):
-                    _make_presentable(leaf)
-                    if reason := _reason_of(leaf):
-                        self._add_fact(reason)
-            raise
+            self._tell(error, traffic.refusal)
+            # Many requests can fail of the same, of which the first tells enough.
+            cancelled = get_cancelled_exc_class()
+            kinds = [type(leaf) for leaf in leaves(error) if not isinstance(leaf, cancelled)]
+            are_http = kinds and all(issubclass(kind, _sdk.http.HTTPError) for kind in kinds)
+            if traffic.failure is None or not are_http:
+                raise
+        if traffic.failure is not None:
+            self._tell(traffic.failure, traffic.refusal)
+            raise traffic.failure
+
+    def _tell(self, error: BaseException, refusal: str | None) -> None:
+        """Has all that is known noted, and no secret left in the text of an error."""
+        if refusal is not None:
+            self._add_fact(refusal)
+        for leaf in leaves(error):
+            if isinstance(leaf, _sdk.http.HTTPError):
+                _make_presentable(leaf)
+                if reason := _reason_of(leaf):
+                    self._add_fact(reason)
 
 
 class _Traffic:
@@ -216,6 +226,8 @@ class _Traffic:
         return clone
 
     def _see(self, request: "Request", response: "Response") -> None:
+        if request.method == "GET" and response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            return  # so does a server say that it has no stream of its own
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not response.is_success:
             self.refusal = _status(response)
