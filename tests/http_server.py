@@ -1,7 +1,7 @@
 """An HTTP server that does as it is told, in the test's own loop; most of all, badly."""
 
 import json
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -57,14 +57,16 @@ async def tcp_server(serve, ssl_context=None):
     """Yields the port. `serve(stream)` need not mind that the other side ends a connection."""
 
     async def serve_one(stream):
-        with suppress(
+        try:
+            async with stream:
+                await serve(stream)
+        except* (
             anyio.BrokenResourceError,
             anyio.ClosedResourceError,
             anyio.EndOfStream,
             anyio.IncompleteRead,
         ):
-            async with stream:
-                await serve(stream)
+            pass
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)

@@ -26,27 +26,26 @@ class Proxy:
         self.listens = anyio.Event()
 
     async def serve(self, client):
-        async with await anyio.connect_tcp("127.0.0.1", self.target) as server:
-            async with anyio.create_task_group() as tg:
+        async with (
+            await anyio.connect_tcp("127.0.0.1", self.target) as server,
+            anyio.create_task_group() as tg,
+        ):
+            tg.start_soon(self.forward_requests, client, server, tg.cancel_scope)
+            async for data in server:
+                await self.listens.wait()
+                if self.cut_after is not None:
+                    await client.send(data[: self.cut_after])
+                    raw = client.extra(anyio.abc.SocketAttribute.raw_socket)
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    break
+                await client.send(data)
+            tg.cancel_scope.cancel()
 
-                async def forward_answers():
-                    async for data in server:
-                        await self.listens.wait()
-                        if self.cut_after is None:
-                            await client.send(data)
-                        else:
-                            await client.send(data[: self.cut_after])
-                            break_off = struct.pack("ii", 1, 0)
-                            raw = client.extra(anyio.abc.SocketAttribute.raw_socket)
-                            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, break_off)
-                            break
-                    tg.cancel_scope.cancel()
-
-                tg.start_soon(forward_answers)
-                async for data in client:
-                    await self.listens.wait()
-                    await server.send(data)
-                tg.cancel_scope.cancel()
+    async def forward_requests(self, client, server, scope):
+        async for data in client:
+            await self.listens.wait()
+            await server.send(data)
+        scope.cancel()
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ def http_process(transport):
     """The SDK's server in a process of its own; yields that, and the URL."""
     with subprocess.Popen(
         [sys.executable, HERE / "mcp" / "servers" / "over_http.py", transport],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

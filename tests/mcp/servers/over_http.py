@@ -1,6 +1,6 @@
 """The server of the examples on HTTP, by the transport that is named, on any port.
 
-It has one tool more, which tells of its progress and never answers.
+It has one tool more, which tells of its progress again and again, and never answers.
 """
 
 import sys
@@ -19,9 +19,9 @@ except ImportError:  # mcp 1.x
 
 @server.tool()
 async def wait(ctx: Context) -> str:
-    await ctx.report_progress(1)
-    await anyio.sleep_forever()
-    return ""
+    while True:  # the first may come too early for the stream that it belongs into
+        await ctx.report_progress(1)
+        await anyio.sleep(0.05)
 
 
 if hasattr(server.settings, "port"):  # mcp 1.x
