@@ -139,12 +139,16 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
     @override
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[TransportStreams]:
-        traffic = _Traffic(self.connection_lost, self._why_fatal)
+        def lose(error: Exception | None = None) -> None:
+            self._tell(error, traffic.refusal)
+            self.connection_lost(error)
+
+        traffic = _Traffic(lose, self._why_fatal)
         try:
             with traffic.scope:
                 async with self._open_transport(traffic.observed) as streams:
                     try:
-                        yield watched(streams, self.connection_lost, traffic.read_instead)
+                        yield watched(streams, lose, traffic.read_instead)
                     finally:
                         traffic.is_over = True
         except BaseException as error:
@@ -159,11 +163,11 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
             self._tell(traffic.failure, traffic.refusal)
             raise traffic.failure
 
-    def _tell(self, error: BaseException, refusal: str | None) -> None:
+    def _tell(self, error: BaseException | None, refusal: str | None) -> None:
         """Has all that is known noted, and no secret left in the text of an error."""
         if refusal is not None:
             self._add_fact(refusal)
-        for leaf in leaves(error):
+        for leaf in leaves(error) if error is not None else ():
             if isinstance(leaf, _sdk.http.HTTPError):
                 _make_presentable(leaf)
                 if reason := _reason_of(leaf):
@@ -182,14 +186,14 @@ class _Traffic:
 
     def __init__(
         self,
-        connection_lost: Callable[[Exception], object],
+        lose: Callable[[Exception], object],
         why_fatal: "Callable[[Request, Response], str | None]",
     ) -> None:
         self.scope = CancelScope()
         self.failure: Exception | None = None
         self.refusal: str | None = None
         self.is_over = False
-        self._connection_lost = connection_lost
+        self._lose = lose
         self._why_fatal = why_fatal
 
     def fail(self, error: Exception) -> None:
@@ -241,7 +245,7 @@ class _Traffic:
     def read_instead(self, error: Exception) -> None:
         """Is told what the SDK has put into the read stream instead of a message."""
         if isinstance(error, _sdk.http.TransportError):
-            self._connection_lost(error)
+            self._lose(error)
         else:
             first_line = str(error).partition("\n")[0]
             self.refusal = f"an answer was not understood: {type(error).__name__}: {first_line}"
