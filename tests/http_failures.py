@@ -23,7 +23,7 @@ from mooring.mcp import (
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "failures.md"
-START_TIMEOUT = 0.5
+START_TIMEOUT = 1
 SECRET = "s3cret"
 
 
@@ -173,7 +173,7 @@ MANAGERS = {"streamable HTTP": StreamableHttpConnectionManager, "SSE": SseConnec
 
 
 @asynccontextmanager
-async def failing(transport, case, kind=SessionConnectionManager):
+async def failing(transport, case, kind=SessionConnectionManager, start_timeout=START_TIMEOUT):
     """A manager that cannot be started, for that reason, and with secrets wherever one can be."""
     server, answer = CASES[transport][case]
     async with server(answer) as origin:
@@ -182,7 +182,7 @@ async def failing(transport, case, kind=SessionConnectionManager):
         if case != "401":  # else the user-info is what is refused
             headers["Authorization"] = f"Bearer {SECRET}"
         inner = MANAGERS[transport](url, headers)
-        yield kind(inner, start_timeout=START_TIMEOUT)
+        yield kind(inner, start_timeout=start_timeout)
 
 
 def described(error, manager):

@@ -171,6 +171,7 @@ async def test_P5_a_session_that_the_server_has_forgotten_is_a_loss_that_says_so
     assert str(loss.__cause__) == (
         "HTTP status 404 Not Found: the server does not know the session any more"
     )
+    assert "405" not in "".join(getattr(loss, "__notes__", ()))
 
 
 async def test_a_message_that_sse_cannot_send_is_a_loss():

@@ -85,6 +85,17 @@ async def test_every_default_works(recorder):
     assert recorder.methods().count("DELETE") == 1
 
 
+async def test_C1_a_session_that_cannot_be_ended_on_the_server_is_closed_all_the_same(recorder):
+    manager = SessionConnectionManager(StreamableHttpConnectionManager(URL))
+    async with http_server(recorder) as url:
+        manager.transport.url = url
+        await manager.start()
+        await manager.connection.send_ping()
+    await manager.stop()
+    assert manager.state is ConnectionState.CLOSED
+    assert manager.exception is None
+
+
 async def test_what_is_given_in_order_reaches_the_wire(recorder):
     made = []
 
