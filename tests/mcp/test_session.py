@@ -125,12 +125,12 @@ async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_
         await manager.start()
     assert processes() == before
     notes = caught.value.__notes__
-    assert notes[0] == "mooring: the server closed its output during the handshake"
+    assert notes[0] == "the server closed its output during the handshake"
     assert notes[-1] == f"mooring: raised by {manager.name} while opening"
     assert "StdioConnectionManager(python" in notes[-1]
     assert len(notes) == (3 if how == "prints a traceback" else 2)
     if how == "prints a traceback":
-        assert notes[1].startswith("mooring: the server's stderr ended so:\nTraceback")
+        assert notes[1].startswith("the server's stderr ended so:\nTraceback")
         assert notes[1].endswith("LookupError: no config\n")
     assert "s3cret" not in "".join(notes)
 
@@ -217,7 +217,7 @@ async def test_P1_a_loss_carries_the_tail_of_stderr(kind, caplog):
         await session.call_tool("exit", {"code": 3})
     with pytest.raises(ConnectionLostError) as caught:
         await manager.wait_closed()
-    assert caught.value.__notes__ == ["mooring: the server's stderr ended so:\nready\n"]
+    assert caught.value.__notes__ == ["the server's stderr ended so:\nready\n"]
     assert caught.value.name == manager.name
     [record] = [record for record in caplog.records if record.name == "mooring"]
     assert record.getMessage() == f"{manager.name}: the connection was lost"

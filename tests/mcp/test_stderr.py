@@ -160,7 +160,7 @@ async def test_O12_the_tail_is_noted_on_a_start_that_ran_out_of_time(whose):
     )
     with pytest.raises(StartTimeoutError) as caught:
         await manager.start(timeout=bound if whose == "the caller's" else None)
-    assert caught.value.__notes__ == ["mooring: the server's stderr ended so:\nhello\n"]
+    assert caught.value.__notes__ == ["the server's stderr ended so:\nhello\n"]
 
 
 def test_the_tail_begins_with_a_line_and_is_bounded():

@@ -37,6 +37,29 @@ async def test_the_end_is_told_when_it_is_read_by_iteration_and_by_receive():
         await reader.receive()
 
 
+@pytest.mark.parametrize("way", ["receive", "iterate"])
+async def test_the_end_and_an_exception_in_place_of_a_message_are_told_once_they_are_read(way):
+    writer, reader = anyio.create_memory_object_stream(5)
+    told = []
+    async with writer:
+        read_stream, write_stream = watched((reader, writer), lambda: told.append("end"), told.append)
+        assert write_stream is writer
+        error = ValueError("no message")
+        for item in ("message", error):
+            await writer.send(item)
+    async with read_stream:
+        if way == "receive":
+            assert [await read_stream.receive(), await read_stream.receive()] == ["message", error]
+            assert told == [error]
+            with pytest.raises(anyio.EndOfStream):
+                await read_stream.receive()
+        else:
+            assert [item async for item in read_stream] == ["message", error]
+    assert told == [error, "end"]
+    with pytest.raises(anyio.ClosedResourceError):
+        await reader.receive()
+
+
 async def test_messages_and_exceptions_are_not_touched():
     ends, error = Ends(), ValueError("no JSON")
     reader, _ = watched((stream_of(error, 2), None), ends)

@@ -6,7 +6,9 @@ from .session import (
     SessionConnectionManager,
     SessionOptions,
 )
+from .sse import SseConnectionManager
 from .stdio import StdioConnectionManager
+from .streamable_http import StreamableHttpConnectionManager, StreamableHttpOptions
 from .streams import TransportStreams
 
 __all__ = [
@@ -14,6 +16,9 @@ __all__ = [
     "ClientOptions",
     "SessionConnectionManager",
     "SessionOptions",
+    "SseConnectionManager",
     "StdioConnectionManager",
+    "StreamableHttpConnectionManager",
+    "StreamableHttpOptions",
     "TransportStreams",
 ]

@@ -102,12 +102,12 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
                 yield watched(streams, self._lose)
         finally:
             if self.stderr_tail:
-                self._add_fact(f"mooring: the server's stderr ended so:\n{self.stderr_tail}")
+                self._add_fact(f"the server's stderr ended so:\n{self.stderr_tail}")
 
     def _lose(self) -> None:
         run = self._run_of_caller()
         if run is not None and run.state is ConnectionState.OPENING:
-            self._add_fact("mooring: the server closed its output during the handshake")
+            self._add_fact("the server closed its output during the handshake")
         self.connection_lost(EOFError("the server closed its output"))
 
     def get_streams(self) -> TransportStreams | None:

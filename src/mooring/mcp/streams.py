@@ -23,37 +23,55 @@ TransportStreams = TypeAliasType(
 """What a transport yields: the stream of what the server says, and the one of what it is told."""
 
 
-def watched(streams: TransportStreams, on_end: Callable[[], object]) -> TransportStreams:
-    """The pair, of which a reader that comes to the end of the read stream calls `on_end`."""
+def watched(
+    streams: TransportStreams,
+    on_end: Callable[[], object],
+    on_exception: Callable[[Exception], object] = lambda _: None,
+) -> TransportStreams:
+    """The pair, of which a reader that comes to the end of the read stream calls `on_end`.
+
+    One that gets an exception instead of a message, as the SDK's transports put there, calls
+    `on_exception` with it first.
+    """
     read_stream, write_stream = streams
-    return _WatchedReadStream(read_stream, on_end), write_stream
+    return _WatchedReadStream(read_stream, on_end, on_exception), write_stream
 
 
 class _WatchedReadStream:
     def __init__(
-        self, stream: "ReadStream[SessionMessage | Exception]", on_end: Callable[[], object]
+        self,
+        stream: "ReadStream[SessionMessage | Exception]",
+        on_end: Callable[[], object],
+        on_exception: Callable[[Exception], object],
     ) -> None:
         self._stream = stream
         self._receive = stream.receive
         self._on_end = on_end
+        self._on_exception = on_exception
         if not hasattr(stream, "last_context"):
             # The SDK asks for it with each message, and to find that there is none takes its time.
             self.last_context = None
 
     async def receive(self) -> "SessionMessage | Exception":
         try:
-            return await self._receive()
+            item = await self._receive()
         except EndOfStream:
             self._on_end()
             raise
+        if isinstance(item, Exception):
+            self._on_exception(item)
+        return item
 
     async def __anext__(self) -> "SessionMessage | Exception":
         # As receive(), which it does not call: that would be a frame more for each message.
         try:
-            return await self._receive()
+            item = await self._receive()
         except EndOfStream:
             self._on_end()
             raise StopAsyncIteration from None
+        if isinstance(item, Exception):
+            self._on_exception(item)
+        return item
 
     def __aiter__(self) -> Self:
         return self
