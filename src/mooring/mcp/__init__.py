@@ -8,6 +8,7 @@ from .session import (
 )
 from .stdio import StdioConnectionManager
 from .streams import TransportStreams
+from .websocket import WebSocketConnectionManager, WebSocketHeaders
 
 __all__ = [
     "ClientConnectionManager",
@@ -16,4 +17,6 @@ __all__ = [
     "SessionOptions",
     "StdioConnectionManager",
     "TransportStreams",
+    "WebSocketConnectionManager",
+    "WebSocketHeaders",
 ]

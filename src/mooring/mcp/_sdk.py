@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
 from anyio import BrokenResourceError, CancelScope
-from mcp import ClientSession, StdioServerParameters, stdio_client
+from mcp import ClientSession, StdioServerParameters, stdio_client, types
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, ErrorData
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
     from mcp import Client
     from mcp.client._transport import TransportStreams
+    from mcp.shared.message import SessionMessage
 
 __all__ = [
     "HAS_CLIENT",
     "check_options",
     "client_type",
     "create_session",
+    "message_from_json",
+    "message_to_json",
     "stdio_streams",
     "streamable_http_streams",
 ]
@@ -129,3 +132,26 @@ async def streamable_http_streams(url: str) -> "AsyncGenerator[TransportStreams]
     """The SDK's transport with its defaults. 1.x yields a third value."""
     async with streamable_http_client(url) as streams:
         yield streams[0], streams[1]
+
+
+def message_from_json(text: str) -> "SessionMessage | Exception":
+    """A message, or why it is none, which is a message's place in a read stream, too."""
+    from mcp.shared.message import SessionMessage
+
+    try:
+        if HAS_CLIENT:
+            from mcp_types import jsonrpc_message_adapter
+
+            return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
+        # Any: the types are those of 2.x, where this is no class.
+        message_type: Any = types.JSONRPCMessage
+        return SessionMessage(message_type.model_validate_json(text))
+    except ValueError as exc:
+        return exc
+
+
+def message_to_json(message: "SessionMessage") -> str:
+    """As the SDK's own transports have it."""
+    if HAS_CLIENT:
+        return message.message.model_dump_json(by_alias=True, exclude_unset=True)
+    return message.message.model_dump_json(by_alias=True, exclude_none=True)
