@@ -157,8 +157,8 @@ async def _opened(
             except InvalidStatus as exc:
                 status = f"HTTP {exc.response.status_code}"
                 asks_for = exc.response.headers.get("WWW-Authenticate", "").partition(" ")[0]
-                scheme_asked = f", and asks for {asks_for}" if asks_for else ""
-                add_fact(f"the server refused the upgrade to {scheme} with {status}{scheme_asked}")
+                scheme_asked = f" and asks for {asks_for}" if asks_for else ""
+                add_fact(f"the server refused the {scheme}:// upgrade with {status}{scheme_asked}")
                 raise
             except Exception as exc:
                 if type(exc).__name__ == "InvalidProxy":  # it shows the URL, and 13 does not have it
