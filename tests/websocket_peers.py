@@ -1,6 +1,7 @@
 """WebSocket servers in threads of their own, well-behaved and other."""
 
 import gc
+import os
 import socket
 import ssl
 import threading
@@ -41,6 +42,9 @@ def websocket_server(handler, **options):
         threading.Thread(target=server.serve_forever).start()
         scheme = "wss" if "ssl" in options else "ws"
         yield f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/mcp"
+    if isinstance(server.shutdown_watcher, int):  # 13 leaves its pipe open
+        os.close(server.shutdown_watcher)
+        os.close(server.shutdown_notifier)
     gc.collect(1)  # the library leaves its selector to the collector, which is fast while it is young
 
 

@@ -29,27 +29,29 @@ from websocket_peers import (
 )
 from websockets.exceptions import (
     ConnectionClosed,
-    InvalidMessage,
     InvalidStatus,
     NegotiationError,
+    WebSocketException,
 )
 from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
 from websockets.version import version
 
 from mooring import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
 from mooring.mcp import WebSocketConnectionManager, _sdk
 from mooring.mcp import _websocket_client as client
 
-LIBRARY = int(version.partition(".")[0])
+LIBRARY = tuple(int(number) for number in version.split(".")[:2])
 quiet = logging.getLogger("tests.quiet")  # of servers that are meant to fail
 quiet.disabled = True
-PING = '{"jsonrpc":"2.0","id":1,"method":"ping"}'
+# As the installed SDK writes it: each line has its own order.
+PING = _sdk.message_to_json(_sdk.message_from_json('{"jsonrpc":"2.0","id":1,"method":"ping"}'))
 
 
 @pytest.fixture(autouse=True)
 def _trio_needs_17(request):
     backend = getattr(request.node, "callspec", None)
-    if LIBRARY < 17 and backend is not None and "trio" in str(backend.params.get("anyio_backend")):
+    if LIBRARY < (17, 0) and backend is not None and "trio" in str(backend.params.get("anyio_backend")):
         pytest.skip("websockets has a client for trio from 17 on")
 
 
@@ -154,7 +156,7 @@ async def test_a_binary_message_closes_with_1003():
         websocket.recv()
         websocket.send(b"\x00")
         until_closed(websocket)
-        seen.append(websocket.close_code)
+        seen.append(websocket.protocol.close_code)
 
     with websocket_server(handler) as url:
         manager = manager_of(url)
@@ -200,14 +202,17 @@ async def test_P2_a_close_with_another_code_than_1000_and_1001_is_the_cause_of_t
     assert manager.state is ConnectionState.FAILED
 
 
+@pytest.mark.skipif(LIBRARY < (14, 2), reason="below 14.2, websockets drops what is unread at the end")
 async def test_all_that_came_before_the_end_is_read():
     def handler(websocket):
+        websocket.recv()
         for _ in range(10):
             websocket.send(PING)
 
     with websocket_server(handler) as url:
         manager = manager_of(url)
-        read_stream, _ = await manager.start()
+        read_stream, write_stream = await manager.start()
+        await write_stream.send(message(PING))
         await read_stream.receive()
         await read_stream._websocket.wait_closed()
         await anyio.wait_all_tasks_blocked()
@@ -269,9 +274,9 @@ async def test_user_name_and_password_of_the_url_become_a_header():
         until_closed(websocket)
 
     with websocket_server(handler) as url:
-        async with manager_of(url.replace("//", "//u:p%40@") + "?q=1"):
+        async with manager_of(url.replace("//", "//u:p@") + "?q=1"):
             pass
-    assert seen == [("/mcp?q=1", "Basic " + base64.b64encode(b"u:p@").decode())]
+    assert seen == [("/mcp?q=1", "Basic " + base64.b64encode(b"u:p").decode())]
 
 
 @slow
@@ -417,7 +422,7 @@ def test_a_proxy_needs_a_library_that_knows_them():
 def test_what_cannot_be_imported_is_told_with_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mooring.mcp._websocket_client", None)
     monkeypatch.delattr("mooring.mcp._websocket_client")
-    with pytest.raises(ImportError, match=r"websockets 13 or newer: install mooring\[websocket\]"):
+    with pytest.raises(ImportError, match=r"websockets 13.1 or newer: install mooring\[websocket\]"):
         WebSocketConnectionManager("ws://example.org")
 
 
@@ -497,7 +502,7 @@ async def test_pings_are_answered_while_nobody_reads():
         websocket.send(PING)
         until_closed(websocket)
 
-    with websocket_server(handler, ping_interval=None) as url:
+    with websocket_server(handler) as url:
         async with manager_of(url, ping_interval=None) as (read_stream, _):
             while not answered:  # in another thread, of which nothing here is told
                 await anyio.sleep(0.01)
@@ -540,7 +545,7 @@ async def test_O4_a_server_without_tls_is_said():
 
 async def test_O4_a_server_with_tls_is_no_websocket_without_it():
     with websocket_server(echo, ssl=server_tls(), logger=quiet) as url:
-        with pytest.raises((InvalidMessage, ConnectionError)):
+        with pytest.raises((WebSocketException, EOFError, ConnectionError)):
             await manager_of(url.replace("wss://", "ws://")).start()
 
 
@@ -587,7 +592,7 @@ async def test_O6_an_answer_that_is_no_upgrade_is_said(answer):
         connection.sendall(answer)
 
     with tcp_server(handler) as url:
-        with pytest.raises((InvalidMessage, InvalidStatus)):
+        with pytest.raises((WebSocketException, InvalidStatus, EOFError)):
             await manager_of(url).start()
 
 
@@ -612,7 +617,7 @@ async def test_P13_a_message_that_is_too_large_is_the_cause_of_the_loss(is_read)
         websocket.recv()
         websocket.send("x" * 1001)
         until_closed(websocket)
-        seen.append(websocket.close_code)
+        seen.append(websocket.protocol.close_code)
 
     with websocket_server(handler) as url:
         manager = manager_of(url, max_message_bytes=1000)
@@ -628,17 +633,17 @@ async def test_P13_a_message_that_is_too_large_is_the_cause_of_the_loss(is_read)
 
 @pytest.mark.parametrize("is_reset", [True, False])
 async def test_P2_a_connection_that_is_cut_in_mid_message_is_a_loss(is_reset):
-    def handler(websocket):
-        websocket.recv()
-        websocket.socket.sendall(Frame(Opcode.TEXT, b"x" * 1000).serialize(mask=False)[:500])
+    def handler(connection):
+        protocol = ServerProtocol(subprotocols=["mcp"])
+        protocol.receive_data(connection.recv(4096))
+        protocol.send_response(protocol.accept(protocol.events_received()[0]))
+        connection.sendall(b"".join(protocol.data_to_send()))
+        connection.recv(4096)
+        connection.sendall(Frame(Opcode.TEXT, b"x" * 1000).serialize(mask=False)[:500])
         if is_reset:
-            linger = struct.pack("ii", 1, 0)
-            websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            websocket.socket.close()
-        else:
-            websocket.socket.shutdown(socket.SHUT_RDWR)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    with websocket_server(handler, logger=quiet) as url:
+    with tcp_server(handler) as url:
         manager = manager_of(url)
         read_stream, write_stream = await manager.start()
         await write_stream.send(message(PING))

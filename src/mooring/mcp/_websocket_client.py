@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["check_proxy", "check_url", "websocket_streams"]
 
 UNSUPPORTED_DATA: Final = 1003
+PROXY_SCHEMES: Final = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
 HAS_PROXY: Final = "proxy" in signature(connect).parameters
 
 # Not made by getLogger(), so that no configuration can turn its DEBUG on.
@@ -71,14 +72,24 @@ def check_proxy(proxy: str) -> None:
     """
     if not HAS_PROXY:
         raise ValueError(f"proxy needs websockets 15 or newer, and {library_version} is installed")
-    from websockets.proxy import parse_proxy
-
     try:
-        parse_proxy(proxy)
-    except (exceptions.InvalidProxy, ValueError):
+        parts = urlsplit(proxy)
+        has_extras = parts.path not in {"", "/"} or parts.query or parts.fragment
+        has_half_of_user_info = (parts.username is None) != (parts.password is None)
+        is_right = (
+            parts.scheme in PROXY_SCHEMES
+            and parts.hostname is not None
+            and parts.port != 0
+            and not has_extras
+            and not has_half_of_user_info
+        )
+    except ValueError:
+        is_right = False
+    if not is_right:
         raise ValueError(
-            "proxy must be a URL that starts with http://, https:// or socks5h://, without a path"
-        ) from None
+            "proxy must be a URL that starts with " + ", ".join(sorted(PROXY_SCHEMES)) + " and "
+            "has a host; it may have a port and a user name together with a password"
+        )
 
 
 @asynccontextmanager
