@@ -83,8 +83,8 @@ async def application_of_the_sdk(scope, receive, send):
         await run(streams)
 
 
-async def main(kind):
-    listener = socket.create_server(("127.0.0.1", 0))
+async def main(kind, port=0):
+    listener = socket.create_server(("127.0.0.1", port))
     print(listener.getsockname()[1], flush=True)
     if kind == "websockets":
         async with serve(handle, sock=listener, subprotocols=["mcp"]):
@@ -96,4 +96,5 @@ async def main(kind):
     await uvicorn.Server(config).serve([listener])
 
 
-anyio.run(main, sys.argv[1])
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1])

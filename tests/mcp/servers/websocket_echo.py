@@ -1,13 +1,25 @@
-"""Says back what it is told; prints its port."""
+"""Says back what it is told; on the port that is given, or any; prints it."""
 
-from websockets.sync.server import serve
+import asyncio
+import sys
+
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
 
 
-def echo(websocket):
-    for message in websocket:
-        websocket.send(message)
+async def echo(websocket):
+    try:
+        async for message in websocket:
+            await websocket.send(message)
+    except ConnectionClosed:
+        pass
 
 
-with serve(echo, "127.0.0.1", 0, subprotocols=["mcp"], compression=None, max_size=None) as server:
-    print(server.socket.getsockname()[1], flush=True)
-    server.serve_forever()
+async def main():
+    options = {"subprotocols": ["mcp"], "compression": None, "max_size": None}
+    async with serve(echo, "127.0.0.1", int(*sys.argv[1:]), **options) as server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.get_running_loop().create_future()
+
+
+asyncio.run(main())
