@@ -55,6 +55,10 @@ def test_noticing_a_loss():
     ]
 
 
+def test_websocket():
+    assert "text='3'" in run("examples/websocket.py")
+
+
 def test_every_example_is_tested():
     tested = set(re.findall(r"examples/(\w+)\.py", Path(__file__).read_text()))
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server"} == tested
