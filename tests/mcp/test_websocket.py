@@ -240,6 +240,27 @@ async def test_streams_whose_connection_has_ended_say_so():
             await use()
 
 
+async def test_a_reader_at_work_when_the_connection_is_stopped_sees_an_end_and_no_loss():
+    """Nor does it hurt the next run, which it is not a part of."""
+
+    async def read(read_stream):
+        with pytest.raises(EndOfStream):
+            await read_stream.receive()
+        await manager.start()
+
+    with websocket_server(until_closed) as url:
+        manager = manager_of(url, close_timeout=None)
+        read_stream, _ = await manager.start()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(read, read_stream)
+            await anyio.wait_all_tasks_blocked()
+            await manager.stop(timeout=None)
+            assert manager.exception is None
+        assert manager.state is ConnectionState.OPEN
+        await manager.stop()
+        assert manager.exception is None
+
+
 # The options
 
 
@@ -379,6 +400,9 @@ async def test_compression_is_offered_only_if_it_is_asked_for(compression, offer
         ({"url": "ws://h", "ssl_context": ssl.create_default_context()}, ValueError, "wss://"),
         ({"proxy": False}, TypeError, "proxy must be a URL, True or None, not bool"),
         ({"proxy": "nonsense://s3cret"}, ValueError, "proxy "),
+        ({"proxy": "http://[s3cret"}, ValueError, "proxy "),
+        ({"proxy": "http://s3cret@example.org"}, ValueError, "proxy "),
+        ({"proxy": "http://example.org/s3cret"}, ValueError, "proxy "),
         ({"open_timeout": -1}, ValueError, "open_timeout must be"),
         ({"close_timeout": "1"}, TypeError, "close_timeout must be"),
         ({"ping_interval": 0}, ValueError, "ping_interval must be more than 0"),
@@ -802,6 +826,19 @@ async def test_no_header_no_user_info_and_no_query_is_shown_anywhere(outcome, ca
     assert "s3cret" not in caplog.text
     assert "s3cret" not in "\n".join(shown)
     assert base64.b64encode(b"s3cret:s3cret").decode() not in caplog.text + "\n".join(shown)
+
+
+async def test_a_group_of_several_errors_of_what_is_built_on_it_stays_one():
+    async def fail(text):
+        raise OSError(text)
+
+    with websocket_server(until_closed) as url:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with manager_of(url).open_connection(), anyio.create_task_group() as tg:
+                tg.start_soon(fail, "one")
+                tg.start_soon(fail, "two")
+    assert caught.group_contains(OSError, match="one")
+    assert caught.group_contains(OSError, match="two")
 
 
 # Sessions

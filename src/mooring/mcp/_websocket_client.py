@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from inspect import signature
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
@@ -132,8 +133,7 @@ async def websocket_streams(
             finally:
                 reader.is_closed = writer.is_closed = True
                 watching.cancel()
-                if close_timeout is not None:
-                    scope.deadline = anyio.current_time() + close_timeout
+                scope.deadline = anyio.current_time() + (inf if close_timeout is None else close_timeout)
 
 
 def _connector() -> Callable[..., AbstractAsyncContextManager[WebSocket]]:
