@@ -70,6 +70,10 @@ def test_the_web_app_does_without_the_server_that_is_down():
     ]
 
 
+def test_websocket():
+    assert "text='3'" in run("examples/websocket.py")
+
+
 def test_every_example_is_tested():
     tested = set(re.findall(r"examples/(\w+)\.py", Path(__file__).read_text()))
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server", "http_server"} == tested

@@ -10,6 +10,7 @@ from .sse import SseConnectionManager
 from .stdio import StdioConnectionManager
 from .streamable_http import StreamableHttpConnectionManager, StreamableHttpOptions
 from .streams import TransportStreams
+from .websocket import WebSocketConnectionManager, WebSocketHeaders
 
 __all__ = [
     "ClientConnectionManager",
@@ -21,4 +22,6 @@ __all__ = [
     "StreamableHttpConnectionManager",
     "StreamableHttpOptions",
     "TransportStreams",
+    "WebSocketConnectionManager",
+    "WebSocketHeaders",
 ]

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, WouldBlock
-from mcp import ClientSession, StdioServerParameters, stdio_client
+from mcp import ClientSession, StdioServerParameters, stdio_client, types
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mcp import Client
     from mcp.client._transport import TransportStreams
     from mcp.shared._httpx_utils import McpHttpClientFactory
+    from mcp.shared.message import SessionMessage
 
 __all__ = [
     "FORGETS_BROKEN_RESPONSES",
@@ -33,6 +34,8 @@ __all__ = [
     "client_type",
     "create_mcp_http_client",
     "http",
+    "message_from_json",
+    "message_to_json",
     "open_session",
     "sse_streams",
     "stdio_streams",
@@ -195,3 +198,26 @@ async def _closing(streams: "TransportStreams") -> "AsyncGenerator[None]":
         for stream in streams:
             streams_to_close.push_async_callback(_close_shielded, stream)
         yield
+
+
+def message_from_json(text: str) -> "SessionMessage | Exception":
+    """A message, or why it is none, which is a message's place in a read stream, too."""
+    from mcp.shared.message import SessionMessage
+
+    try:
+        if HAS_CLIENT:
+            from mcp_types import jsonrpc_message_adapter
+
+            return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
+        # Any: the types are those of 2.x, where this is no class.
+        message_type: Any = types.JSONRPCMessage
+        return SessionMessage(message_type.model_validate_json(text))
+    except ValueError as exc:
+        return exc
+
+
+def message_to_json(message: "SessionMessage") -> str:
+    """As the SDK's own transports have it."""
+    if HAS_CLIENT:
+        return message.message.model_dump_json(by_alias=True, exclude_unset=True)
+    return message.message.model_dump_json(by_alias=True, exclude_none=True)
