@@ -1,11 +1,13 @@
 """Why a session over HTTP could not be had: at once, of its own type, and with all that is known."""
 
+import gc
 import logging
 import traceback
 
 import anyio
 import pytest
 from http_failures import CASES, PAGE, SECRET, START_TIMEOUT, described, failing, rows, table
+from mcp.shared import _httpx_utils
 
 from mooring import ConnectionState, StartTimeoutError
 from mooring.mcp import ClientConnectionManager, _sdk
@@ -19,6 +21,17 @@ cases = pytest.mark.parametrize(
 )
 SHOWN = rows(PAGE.read_text())
 SHOWN_VERSION = f"mcp {_sdk.SDK_VERSION}" in PAGE.read_text()
+
+
+# Others follow a redirect wherever it leads, and leave streams to the garbage collector.
+SDK_IS_RECENT = hasattr(_httpx_utils, "stream_within_origin")
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_collected_here():
+    yield
+    if not SDK_IS_RECENT:
+        gc.collect()
 
 
 async def caught_from(manager):
@@ -38,6 +51,8 @@ def all_that_is_said(error, manager, log):
 async def test_O4_O5_O6_O7_O8_O9_a_failure_says_what_the_table_says_and_no_secret(
     transport, case, anyio_backend_name, caplog
 ):
+    if "redirect" in case and not SDK_IS_RECENT:
+        pytest.skip("this SDK follows a redirect wherever it leads")
     shown = SHOWN[transport, case][not _sdk.HAS_CLIENT]
     with caplog.at_level(logging.DEBUG, logger="mooring"):
         # No more haste than the failure needs.
