@@ -106,12 +106,25 @@ async def test_a_command_that_is_missing_is_said(kind):
     assert caught.value.__notes__ == [f"mooring: raised by {manager.name} while opening"]
 
 
+# In fixtures: anyio's plugin does not survive everywhere that a test is skipped from within.
+@pytest.fixture
+def uvloop_only(request):
+    if "[uvloop" not in request.node.name:
+        pytest.skip("about a fault of uvloop's")
+
+
+@pytest.fixture
+def closing_stdout_is_seen(request, how):
+    if how == "closes its stdout" and "[uvloop" in request.node.name:
+        pytest.skip("uvloop leaves a second descriptor of it to the server; see the next test")
+
+
 @kinds
 @pytest.mark.parametrize("how", ["exits", "closes its stdout", "prints a traceback"])
 @pytest.mark.within(20)
-async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_why(kind, how, request):
-    if how == "closes its stdout" and "[uvloop" in request.node.name:
-        pytest.skip("uvloop leaves a second descriptor of it to the server; see the next test")
+async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_why(
+    kind, how, closing_stdout_is_seen
+):
     code = {
         "exits": "pass",
         "closes its stdout": "import os, sys; os.close(1); sys.stdin.read()",
@@ -137,9 +150,7 @@ async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_
 
 @kinds
 @pytest.mark.within(20)
-async def test_O11_a_server_that_closes_its_stdout_alone_is_not_noticed_on_uvloop(kind, request):
-    if "[uvloop" not in request.node.name:
-        pytest.skip("about a fault of uvloop's")
+async def test_O11_a_server_that_closes_its_stdout_alone_is_not_noticed_on_uvloop(kind, uvloop_only):
     with pytest.raises(StartTimeoutError):
         await kind(
             python_server("import os, sys; os.close(1); sys.stdin.read()"), start_timeout=1
