@@ -95,15 +95,16 @@ async def create_session(
         seconds = seconds.total_seconds()
     if seconds is not None:
         converted["read_timeout_seconds"] = seconds if HAS_CLIENT else timedelta(seconds=seconds)
-    async with ClientSession(*streams, **converted) as session:
-        try:
+    session = ClientSession(*streams, **converted)
+    try:
+        async with session:
             yield session
-        finally:
-            if not HAS_CLIENT:
-                error = ErrorData(code=CONNECTION_CLOSED, message="Connection closed")
-                for call_id, waiting in tuple(vars(session)["_response_streams"].items()):
-                    with suppress(WouldBlock, BrokenResourceError, ClosedResourceError):
-                        waiting.send_nowait(JSONRPCError(jsonrpc="2.0", id=call_id, error=error))
+    finally:
+        if not HAS_CLIENT:
+            error = ErrorData(code=CONNECTION_CLOSED, message="Connection closed")
+            for call_id, waiting in tuple(vars(session)["_response_streams"].items()):
+                with suppress(WouldBlock, BrokenResourceError, ClosedResourceError):
+                    waiting.send_nowait(JSONRPCError(jsonrpc="2.0", id=call_id, error=error))
 
 
 @asynccontextmanager
