@@ -99,6 +99,25 @@ async def test_a_server_that_cannot_be_trusted_is_said_on_every_backend():
     assert "self-signed certificate" in f"{error} {error.__notes__}"
 
 
+@backends
+async def test_a_callers_own_timeout_says_what_is_known_too():
+    async with failing("SSE", "no `endpoint` event", start_timeout=None) as manager:
+        with pytest.raises(StartTimeoutError) as caught:
+            await manager.start(timeout=0.5)
+    assert caught.value.__notes__ == ["the server has sent no `endpoint` event of the same origin"]
+
+
+@backends
+async def test_the_plain_form_fails_of_the_same_and_says_no_secret():
+    async with failing("SSE", "403", start_timeout=15) as manager:
+        with pytest.raises(Exception) as caught:
+            async with manager.open_connection():
+                pass
+    said = all_that_is_said(caught.value, manager, "")
+    assert "HTTPStatusError" in said  # on 1.x in a group
+    assert SECRET not in said
+
+
 def test_the_page_of_failures_has_all_of_them():
     page = PAGE.read_text()
     for transport in CASES:
