@@ -45,14 +45,18 @@ def all_that_is_said(error, manager, log):
     return "".join(traceback.format_exception(error)) + repr(manager) + repr(manager.transport) + log
 
 
+@pytest.fixture
+def redirects_are_refused(case):
+    if "redirect" in case and not SDK_IS_RECENT:
+        pytest.skip("this SDK follows a redirect wherever it leads")
+
+
 @backends
 @cases
 @pytest.mark.within(20)
 async def test_O4_O5_O6_O7_O8_O9_a_failure_says_what_the_table_says_and_no_secret(
-    transport, case, anyio_backend_name, caplog
+    transport, case, anyio_backend_name, caplog, redirects_are_refused
 ):
-    if "redirect" in case and not SDK_IS_RECENT:
-        pytest.skip("this SDK follows a redirect wherever it leads")
     shown = SHOWN[transport, case][not _sdk.HAS_CLIENT]
     with caplog.at_level(logging.DEBUG, logger="mooring"):
         # No more haste than the failure needs.
@@ -97,6 +101,25 @@ async def test_a_server_that_cannot_be_trusted_is_said_on_every_backend():
     async with failing("SSE", "a certificate that is not trusted", start_timeout=15) as manager:
         error = await caught_from(manager)
     assert "self-signed certificate" in f"{error} {error.__notes__}"
+
+
+@backends
+async def test_a_callers_own_timeout_says_what_is_known_too():
+    async with failing("SSE", "no `endpoint` event", start_timeout=None) as manager:
+        with pytest.raises(StartTimeoutError) as caught:
+            await manager.start(timeout=0.5)
+    assert caught.value.__notes__ == ["the server has sent no `endpoint` event of the same origin"]
+
+
+@backends
+async def test_the_plain_form_fails_of_the_same_and_says_no_secret():
+    async with failing("SSE", "403", start_timeout=15) as manager:
+        with pytest.raises(Exception) as caught:
+            async with manager.open_connection():
+                pass
+    said = all_that_is_said(caught.value, manager, "")
+    assert "HTTPStatusError" in said  # on 1.x in a group
+    assert SECRET not in said
 
 
 def test_the_page_of_failures_has_all_of_them():

@@ -113,9 +113,8 @@ def _end_calls(session: ClientSession) -> None:
     # Any: the types are those of 2.x, which has no such attribute.
     waiting: dict[str | int, Any] = vars(session)["_response_streams"]
     for request_id, stream in waiting.items():
-        with suppress(
-            WouldBlock, BrokenResourceError, ClosedResourceError
-        ):  # it has an answer; nobody waits any more
+        # It has an answer, or nobody waits for one any more.
+        with suppress(WouldBlock, BrokenResourceError, ClosedResourceError):
             stream.send_nowait(JSONRPCError(jsonrpc="2.0", id=request_id, error=error))
 
 
