@@ -159,7 +159,6 @@ async def _opened(
     opening: AbstractAsyncContextManager[WebSocket], scheme: str, add_fact: Callable[[str], object]
 ) -> AsyncGenerator[WebSocket]:
     """What the library opens, with its errors made plain, and with a certain end."""
-    failure: Exception | None = None
     websocket: WebSocket | None = None
     try:
         async with AsyncExitStack() as stack:
@@ -177,16 +176,10 @@ async def _opened(
                 if isinstance(exc.__cause__, ssl.SSLError):  # trio's own error says nothing
                     raise exc.__cause__ from None
                 raise
-            try:
-                yield websocket
-            except Exception as exc:  # noqa: BLE001 - raised below
-                # The library's exit on trio takes a group of several exceptions for a bug of its own.
-                failure = exc
+            yield websocket
     finally:
         if isinstance(websocket, ClientConnection):
             await _abort(websocket)
-    if failure is not None:
-        raise failure
 
 
 async def _close(websocket: WebSocket, code: int, reason: str) -> None:
@@ -258,14 +251,9 @@ class _ReadStream(_Stream):
                 await _close(self._websocket, UNSUPPORTED_DATA, "MCP messages are text")
                 message = await self._websocket.recv()
         except ConnectionClosed as closed:
-            self.end(closed)
+            self._on_end(closed)
             raise EndOfStream from None
         return _sdk.message_from_json(message)
-
-    def end(self, closed: ConnectionClosed) -> None:
-        """Tells of an end, if it is not that of a stream which was closed here."""
-        if not self.is_closed:
-            self._on_end(closed)
 
     async def __anext__(self) -> "SessionMessage | Exception":
         try:
