@@ -358,9 +358,11 @@ class Run(Generic[T]):
             if not self._loop.is_current():
                 return  # the loop was closed under the owner, which is being collected
             raised = exc
-        if self._timer is not None:
+        while self._timer is not None:  # a stop() that comes meanwhile sets another
             self._timer.cancel()
-            await self._loop.shielded_checkpoint()  # on trio it is a task, which ends by this
+            self._timer = None
+            for _ in range(3):  # on trio it is a task, which takes so many turns to start and end
+                await self._loop.shielded_checkpoint()
         error = self._leaf(raised)
         task = self._task
         try:
