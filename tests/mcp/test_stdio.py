@@ -305,3 +305,24 @@ async def test_O11_writing_to_a_server_that_has_gone_says_that_the_connection_is
         await manager.wait_closed()
     assert str(caught.value.__cause__) == "Connection closed"
     assert type(caught.value.__cause__).__module__ == "mcp.shared.exceptions"
+
+
+async def test_a_server_that_has_ended_before_it_was_killed_is_closed_without_an_error(monkeypatch):
+    """Another such race."""
+
+    @asynccontextmanager
+    async def stdio_client(server, errlog):
+        sender, receiver = anyio.create_memory_object_stream()
+        try:
+            yield receiver, sender
+        finally:
+            raise ProcessLookupError
+
+    monkeypatch.setattr(_sdk, "stdio_client", stdio_client)
+    manager = StdioConnectionManager(TINY)
+    await manager.start()
+    await manager.stop(timeout=0)
+    assert manager.state is ConnectionState.CLOSED
+    with pytest.raises(ExceptionGroup):  # not what happens to the user's own processes
+        async with manager.open_connection():
+            os.kill(2**22 + 1, signal.SIGCONT)

@@ -130,15 +130,24 @@ async def stdio_streams(
     Starting the process is shielded: asyncio, cancelled while it does that, kills the process and
     does not wait for its end. It takes some milliseconds.
     """
+    thrown: BaseException | None = None
     try:
         with CancelScope(shield=True) as starting:
             async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
                 starting.shield = False
                 for stream in streams:
                     streams_to_close.push_async_callback(_close_shielded, stream)
-                yield streams
+                try:
+                    yield streams
+                except BaseException as exc:
+                    thrown = exc
+                    raise
     except* BrokenResourceError as broken:
         raise _connection_closed() from broken
+    except* ProcessLookupError:
+        # By a forced stop 1.x kills a server, which may have ended by itself just then.
+        if isinstance(thrown, Exception):
+            raise
 
 
 def _connection_closed() -> Exception:
