@@ -1,6 +1,5 @@
 """Why a session over HTTP could not be had: at once, of its own type, and with all that is known."""
 
-import gc
 import logging
 import traceback
 
@@ -12,7 +11,7 @@ from mcp.shared import _httpx_utils
 from mooring import ConnectionState, StartTimeoutError
 from mooring.mcp import ClientConnectionManager, _sdk
 
-# The SDK leaves its generator of server-sent events to the garbage collector, which trio tells.
+# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 backends = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -23,15 +22,8 @@ SHOWN = rows(PAGE.read_text())
 SHOWN_VERSION = f"mcp {_sdk.SDK_VERSION}" in PAGE.read_text()
 
 
-# Others follow a redirect wherever it leads, and leave streams to the garbage collector.
+# Others follow a redirect wherever it leads.
 SDK_IS_RECENT = hasattr(_httpx_utils, "stream_within_origin")
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_collected_here():
-    yield
-    if not SDK_IS_RECENT:
-        gc.collect()
 
 
 async def caught_from(manager):

@@ -19,7 +19,7 @@ from mooring.mcp import (
     _sdk,
 )
 
-# The SDK leaves its generator of server-sent events to the garbage collector, which trio tells.
+# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"]),

@@ -7,7 +7,7 @@ from http_server import http_server, result_of_initialize
 from mooring import ConnectionLostError
 from mooring.mcp import SessionConnectionManager, SseConnectionManager, _sdk
 
-# The SDK leaves its generator of server-sent events to the garbage collector, which trio tells.
+# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 

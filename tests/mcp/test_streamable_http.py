@@ -21,7 +21,7 @@ ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
 only_2 = pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x cannot do this")
 URL = "http://example.org/mcp"
 
-# The SDK leaves its generator of server-sent events to the garbage collector, which trio tells.
+# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 tenant = ContextVar("tenant", default="nobody")
