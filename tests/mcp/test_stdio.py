@@ -98,7 +98,7 @@ async def test_C4_ten_servers_that_will_not_end_are_ended_at_once_and_together(s
 @pytest.mark.parametrize("holds", ["nothing", "the pipes"])
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.within(20)
-# Below anyio 4.16, asyncio leaves a pipe whose other end is open to the garbage collector.
+# With the lowest anyio, asyncio leaves a pipe whose other end is open to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_P10_a_process_that_the_server_has_started_and_that_outlives_it_is_left_alone(holds, how):
     """What both lines of the SDK do with it, and what can be noticed of the server's death."""
