@@ -83,6 +83,7 @@ def benchmark(session: nox.Session) -> None:
     """Ratios, each from one run; not a test."""
     session.install(".[test]", SDKS["2"], env={"UV_COMPILE_BYTECODE": "1"})
     session.run("python", "tests/benchmarks/core.py", *session.posargs)
+    session.run("python", "tests/benchmarks/websocket.py", *session.posargs)
 
 
 @nox.session

@@ -1,6 +1,10 @@
-"""A small MCP server on stdio, for the other examples. Runs on mcp 1.x and 2.x."""
+"""A small MCP server for the other examples, on stdio or over HTTP. Runs on mcp 1.x and 2.x.
+
+Usage: python examples/server.py [sse|streamable-http]
+"""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,4 +31,10 @@ def process_id() -> int:
 
 
 if __name__ == "__main__":
-    server.run()
+    if sys.argv[1:]:
+        import uvicorn
+
+        app = server.sse_app() if sys.argv[1] == "sse" else server.streamable_http_app()
+        uvicorn.run(app, port=0, access_log=False, timeout_graceful_shutdown=1)
+    else:
+        server.run()

@@ -1,6 +1,9 @@
 """Servers to run as subprocesses, well-behaved and other."""
 
+import re
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from mcp import StdioServerParameters
@@ -20,3 +23,23 @@ SDK = stdio_server(HERE.parent / "examples" / "server.py")
 TINY = stdio_server(HERE / "mcp" / "servers" / "tiny.py")
 MUTE = stdio_server(HERE / "mcp" / "servers" / "mute.py")
 STUBBORN = stdio_server(HERE / "mcp" / "servers" / "stubborn.py")
+
+
+@contextmanager
+def http_process(transport):
+    """The SDK's server in a process of its own; yields that, and the URL."""
+    with subprocess.Popen(
+        [sys.executable, HERE / "mcp" / "servers" / "over_http.py", transport],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            for line in process.stderr:
+                if found := re.search(r"running on (http://\S+)", line):
+                    break
+            assert found, "the server has not said where it runs"
+            yield process, found[1] + ("/sse" if transport == "sse" else "/mcp")
+        finally:
+            process.kill()
+            process.stderr.read()

@@ -55,9 +55,28 @@ def test_noticing_a_loss():
     ]
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("path", ["examples/sse.py", "examples/streamable_http.py"])
+def test_over_http(path, backend):
+    assert run(path, backend).count("text='3'") == 1
+
+
+def test_the_web_app_does_without_the_server_that_is_down():
+    assert run("examples/web_app.py").splitlines() == [
+        "search is down: ConnectError",
+        "/health: 200 {'calculator': 'open', 'search': 'failed'}",
+        "/add/calculator: 200 ['3']",
+        "/add/search: 503 {'down': 'ConnectError'}",
+    ]
+
+
+def test_websocket():
+    assert "text='3'" in run("examples/websocket.py")
+
+
 def test_every_example_is_tested():
     tested = set(re.findall(r"examples/(\w+)\.py", Path(__file__).read_text()))
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server"} == tested
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server", "http_server"} == tested
 
 
 def test_the_readme_shows_the_example():

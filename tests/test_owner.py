@@ -60,7 +60,7 @@ def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, backend, caplog):
     def fail(*_, **__):
         raise LookupError
 
-    monkeypatch.setattr(_owner.logger, "warning", fail)
+    monkeypatch.setattr(logging.getLogger("mooring"), "warning", fail)
 
     async def main():
         probe = Probe(closing=raises(OSError("closing")))
@@ -739,6 +739,20 @@ async def test_C3_an_owner_that_a_loss_cannot_end_is_given_up_though_nobody_wait
     let_go.set()
     with pytest.raises(ConnectionLostError):
         await probe.wait_closed()
+
+
+async def test_C3_a_stop_in_the_last_turn_of_an_owner_is_not_followed_by_a_complaint(grace, caplog):
+    async with anyio.create_task_group() as tg:
+
+        async def closing():
+            tg.start_soon(probe.stop, 0)
+
+        probe = Probe(closing=closing)
+        await probe.start()
+        probe.connection_lost()
+        await probe.stop()
+    await anyio.sleep(2 * grace)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 async def test_C3_a_start_that_is_queued_behind_an_owner_that_is_given_up_is_told(grace):

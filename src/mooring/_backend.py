@@ -75,6 +75,10 @@ class EventLoop(ABC):
         """Gives the other tasks a turn."""
         return _anyio_backend(type(self)).checkpoint()
 
+    def shielded_checkpoint(self) -> Awaitable[None]:
+        """Does that, and cannot be cancelled."""
+        return _anyio_backend(type(self)).cancel_shielded_checkpoint()
+
     @abstractmethod
     def is_current(self) -> bool:
         """Whether the caller runs in this loop."""

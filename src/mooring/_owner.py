@@ -10,7 +10,6 @@ Everybody else talks to the owner through its `Run`, and may count on this:
 Except for its properties, a `Run` is to be used in its own event loop only.
 """
 
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -19,8 +18,6 @@ from functools import cache
 from inspect import isasyncgen, iscoroutine
 from math import inf
 from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, cast
-
-from anyio.lowlevel import cancel_shielded_checkpoint
 
 from ._call_stack import waiting_place
 from .errors import (
@@ -34,13 +31,16 @@ from .errors import (
 from .state import TRANSITIONS, ConnectionState
 
 if TYPE_CHECKING:
+    from logging import Logger
+
     from ._backend import EventLoop, Timer
 
 __all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "checked", "runs_around_caller"]
 
 T = TypeVar("T")
 
-logger = logging.getLogger("mooring")
+DEBUG: Final = 10
+"""The level of `logging`, which is not imported yet."""
 
 STOP_TIMEOUT: Final = 30.0
 """Seconds that closing may take before the owner is cancelled, where nobody has said otherwise."""
@@ -73,10 +73,26 @@ def checked(opened: AbstractAsyncContextManager[T]) -> AbstractAsyncContextManag
     raise TypeError(f"open_connection() must return an async context manager, not {kind}{hint}")
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Adds a note, once, to an exception that can take one."""
+    if note not in getattr(error, "__notes__", ()):
+        with suppress(Exception):  # an exception may be frozen
+            error.add_note(note)
+
+
+# These import when a run begins what `import mooring` must not: asyncio, and logging, which takes as
+# long as all of mooring. Cached, since such a statement alone is a thirtieth of a start and a stop.
+
+
+@cache
+def _logger() -> "Logger":
+    from logging import getLogger
+
+    return getLogger("mooring")
+
+
 @cache
 def _event_loop_finder() -> "Callable[[], EventLoop]":
-    # Imported when a run begins: it imports asyncio, which `import mooring` must not. Cached, since
-    # the statement alone would be a thirtieth of what a start and a stop cost.
     from ._backend import current_event_loop
 
     return current_event_loop
@@ -128,6 +144,7 @@ class Run(Generic[T]):
         self._timed_out = False
         self._loss: ConnectionLostError | None = None
         self._failure: _Failure | None = None
+        self._facts: list[str] = []
         self._timer: Timer | None = None
         self._force_at = inf
         self._forced = False
@@ -288,6 +305,19 @@ class Run(Generic[T]):
         else:
             self._loop.call_soon_threadsafe(lambda: self.lose(cause))
 
+    def add_fact(self, fact: str) -> None:
+        """Has it noted on what this run fails with, if it does."""
+        self._facts.append(fact)
+
+    def start_timeout_error(self, timeout: float) -> StartTimeoutError:
+        """The error for a caller of `start()` whose time has run out."""
+        detail = "" if self.is_over else f"; {self.whereabouts}"
+        error = StartTimeoutError(self.name, timeout, detail)
+        error.__cause__ = self.exception
+        for fact in self._facts:
+            add_note(error, fact)
+        return error
+
     def stop_timeout_error(self) -> StopTimeoutError:
         """The error for a caller who will wait no longer."""
         return StopTimeoutError(self.name, self.whereabouts)
@@ -305,7 +335,7 @@ class Run(Generic[T]):
             raise ConnectionStoppedError(self.name)
         if self._loss is not None:  # given up while it was closing
             raise self._loss.built_anew()
-        raise StartTimeoutError(self.name, cast("float", self._start_timeout), f"; {self.whereabouts}")
+        raise self.start_timeout_error(cast("float", self._start_timeout))
 
     # The owner's own.
 
@@ -332,7 +362,7 @@ class Run(Generic[T]):
             self._timer.cancel()
             self._timer = None
             for _ in range(3):  # on trio it is a task, which takes so many turns to start and end
-                await cancel_shielded_checkpoint()
+                await self._loop.shielded_checkpoint()
         error = self._leaf(raised)
         task = self._task
         try:
@@ -381,7 +411,7 @@ class Run(Generic[T]):
         self._notify()
         if not self._complained:
             self._complained = True
-            logger.error("%s: could not be stopped, %s", self.name, self.whereabouts)
+            _logger().error("%s: could not be stopped, %s", self.name, self.whereabouts)
 
     def _set_timer(self, seconds: float, callback: Callable[[], object]) -> None:
         if self._timer is not None:
@@ -394,6 +424,8 @@ class Run(Generic[T]):
         was_opening = self.state is OPENING
         failure = self._failure_of_opening(error) if was_opening else self._failure_of_rest(error)
         if failure is not None:
+            for fact in self._facts:
+                add_note(failure, fact)
             self._failure = _Failure(failure, ours=failure is not error)
         self._connection = None
         self._loop.owner_tasks.discard(self._task)
@@ -404,13 +436,13 @@ class Run(Generic[T]):
             phase = "opening" if not self._was_open else "open" if self._is_cause(error) else "closing"
             self._note(error, phase)
             if not was_opening and not self._is_cause(error):
-                logger.warning("%s: error while closing", self.name, exc_info=error)
+                _logger().warning("%s: error while closing", self.name, exc_info=error)
         loss = self._loss
         if loss is not None and failure is loss:
             if loss.__cause__ is not None and loss.__cause__ is not error:
                 self._note(loss.__cause__, "open")
-            level = logging.DEBUG if loss_is_expected else logging.WARNING
-            logger.log(level, "%s", loss, exc_info=loss)
+            log = _logger().debug if loss_is_expected else _logger().warning
+            log("%s", loss, exc_info=loss)
 
     def _is_cause(self, error: BaseException) -> bool:
         return self._loss is not None and self._loss.__cause__ is error
@@ -436,10 +468,7 @@ class Run(Generic[T]):
         return loss
 
     def _note(self, error: BaseException, phase: str) -> None:
-        note = f"mooring: raised by {self.name} while {phase}"
-        if note not in getattr(error, "__notes__", ()):
-            with suppress(Exception):  # an exception may be frozen
-                error.add_note(note)
+        add_note(error, f"mooring: raised by {self.name} while {phase}")
 
     def _leaf(self, raised: BaseException | None) -> BaseException | None:
         """What was raised, without cancellations and without groups of one."""
@@ -459,8 +488,8 @@ class Run(Generic[T]):
         assert state in TRANSITIONS[old], f"{self.name}: {old} -> {state}"
         self.is_over = state is CLOSED or state is FAILED
         self._notify()
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s: %s -> %s", self.name, old.value, state.value)
+        if _logger().isEnabledFor(DEBUG):
+            _logger().debug("%s: %s -> %s", self.name, old.value, state.value)
 
     def _notify(self) -> None:
         for wake_up in tuple(self._wake_ups):

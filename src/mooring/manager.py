@@ -183,9 +183,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         with anyio.move_on_after(timeout):
             return await self._start(stops)
         run = self._life.run
-        if run is None or not run.is_alive:
-            raise StartTimeoutError(self.name, timeout) from self.exception
-        raise StartTimeoutError(self.name, timeout, f"; {run.whereabouts}")
+        raise StartTimeoutError(self.name, timeout) if run is None else run.start_timeout_error(timeout)
 
     async def _start(self, stops: int) -> T_co:
         while (run := self._alive_run("start")) is not None and run.state is ConnectionState.CLOSING:
@@ -406,14 +404,23 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         if exc is not None and not isinstance(exc, BaseException):
             raise TypeError(f"exc must be an exception or None, not {type(exc).__name__}")
-        life = self._life
-        if life.loan is not None:
-            life.loan[0].connection_lost(exc)
-            return
-        around = [run for run in runs_around_caller() if run.life is life]
-        run = around[-1] if around else life.run
+        run = self._run_of_caller()
         if run is not None and run.is_alive:
             run.lose_from_any_thread(exc)
+
+    def _add_fact(self, fact: str) -> None:
+        """Has what the transport knows noted on the error of this run, if it fails. For transports."""
+        run = self._run_of_caller()
+        if run is not None:
+            run.add_fact(fact)
+
+    def _run_of_caller(self) -> Run[object] | None:
+        """The run that the calling code is a part of, else the current or last one."""
+        life = self._life
+        if life.loan is not None:
+            return life.loan[0]._run_of_caller()
+        around = [run for run in runs_around_caller() if run.life is life]
+        return around[-1] if around else cast("Run[object] | None", life.run)
 
     @asynccontextmanager
     async def open_inner(self, manager: "ConnectionManager[T]") -> AsyncGenerator[T]:

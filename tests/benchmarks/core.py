@@ -11,10 +11,12 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 from mcp import Client, StdioServerParameters
 
 from mooring import ConnectionManager
 from mooring.mcp import ClientConnectionManager
+from mooring.mcp.streams import watched
 
 
 @asynccontextmanager
@@ -62,6 +64,23 @@ async def calls(client, count):
     return (time.perf_counter() - before) / count
 
 
+async def messages(wrap, count):
+    sender, receiver = anyio.create_memory_object_stream(0)
+    reader, _ = wrap((receiver, None))
+
+    async def send():
+        with sender:
+            for number in range(count):
+                await sender.send(number)
+
+    before = time.perf_counter()
+    async with anyio.create_task_group() as tg, reader:
+        tg.start_soon(send)
+        async for _ in reader:
+            getattr(reader, "last_context", None)  # as the SDK does with each
+    return (time.perf_counter() - before) / count
+
+
 async def ratio(measure, ours, bare, count, rounds):
     await measure(ours, count), await measure(bare, count)
     pairs = [(await measure(ours, count), await measure(bare, count)) for _ in range(rounds)]
@@ -79,6 +98,12 @@ async def main():
     manager = ConnectionManager.from_factory(trivial)
     value, (ours, bare) = await ratio(cycles, manager, HandWritten(), 200, 100)
     print(f"start and stop     {value:5.2f} times a hand-written task   ({ours:.0f} and {bare:.0f} us)")
+
+    def ours(streams):
+        return watched(streams, lambda: None)
+
+    value, (ours, bare) = await ratio(messages, ours, lambda streams: streams, 1000, 60)
+    print(f"a message          {value:5.2f} times the bare stream       ({ours:.1f} and {bare:.1f} us)")
 
     server = Path(__file__).parents[2] / "examples" / "server.py"
     parameters = StdioServerParameters(command=sys.executable, args=[str(server)])

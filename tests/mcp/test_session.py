@@ -1,5 +1,7 @@
 """Sessions on real servers, and why they could not be had."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +27,8 @@ else:
     KINDS = [SessionConnectionManager]
 
 kinds = pytest.mark.parametrize("kind", KINDS)
+only_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process")
+SERVERS = Path(__file__).parent / "servers"
 only_2 = pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x has no Client")
 ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
 
@@ -102,13 +106,168 @@ async def test_a_command_that_is_missing_is_said(kind):
     assert caught.value.__notes__ == [f"mooring: raised by {manager.name} while opening"]
 
 
+# In fixtures: anyio's plugin does not survive everywhere that a test is skipped from within.
+@pytest.fixture
+def uvloop_only(request):
+    if "[uvloop" not in request.node.name:
+        pytest.skip("about a fault of uvloop's")
+
+
+@pytest.fixture
+def closing_stdout_is_seen(request, how):
+    if how == "closes its stdout" and "[uvloop" in request.node.name:
+        pytest.skip("uvloop leaves a second descriptor of it to the server; see the next test")
+
+
 @kinds
-async def test_O11_a_server_that_exits_at_once_has_closed_the_connection(kind):
-    manager = kind(python_server("pass"))
+@pytest.mark.parametrize("how", ["exits", "closes its stdout", "prints a traceback"])
+@pytest.mark.within(20)
+async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_why(
+    kind, how, closing_stdout_is_seen
+):
+    code = {
+        "exits": "pass",
+        "closes its stdout": "import os, sys; os.close(1); sys.stdin.read()",
+        "prints a traceback": "raise LookupError('no config')",
+    }[how]
+    server = python_server(code)
+    server.args.append("s3cret")
+    manager = kind(server)
     before = processes()
-    with pytest.raises(ERROR, match="Connection closed"):
+    with pytest.raises(ERROR, match="Connection closed") as caught:
         await manager.start()
     assert processes() == before
+    notes = caught.value.__notes__
+    assert notes[0] == "the server closed its output during the handshake"
+    assert notes[-1] == f"mooring: raised by {manager.name} while opening"
+    assert "StdioConnectionManager(python" in notes[-1]
+    assert len(notes) == (3 if how == "prints a traceback" else 2)
+    if how == "prints a traceback":
+        assert notes[1].startswith("the server's stderr ended so:\nTraceback")
+        assert notes[1].endswith("LookupError: no config\n")
+    assert "s3cret" not in "".join(notes)
+
+
+@kinds
+@pytest.mark.within(20)
+async def test_O11_a_server_that_closes_its_stdout_alone_is_not_noticed_on_uvloop(kind, uvloop_only):
+    with pytest.raises(StartTimeoutError):
+        await kind(
+            python_server("import os, sys; os.close(1); sys.stdin.read()"), start_timeout=1
+        ).start()
+
+
+@kinds
+@pytest.mark.parametrize("timeout", [30, 0])
+async def test_calls_in_flight_fail_when_the_session_is_stopped(kind, timeout):
+    manager = kind(TINY)
+    outcomes = []
+
+    async def call():
+        with pytest.raises(ERROR, match="Connection closed"):
+            await session.call_tool("hang", {})
+        outcomes.append("failed")
+
+    session = await manager.start()
+    async with anyio.create_task_group() as tg:
+        for _ in range(3):
+            tg.start_soon(call)
+        await anyio.wait_all_tasks_blocked()
+        await manager.stop(timeout)
+    assert outcomes == ["failed"] * 3
+    assert manager.state is ConnectionState.CLOSED
+
+
+@kinds
+@pytest.mark.parametrize("how", ["is killed", "exits with 0", "exits with 3"])
+@pytest.mark.within(20)
+async def test_P1_a_server_that_goes_is_a_loss_at_once_and_calls_in_flight_fail(kind, how):
+    manager = kind(TINY)
+    outcomes = []
+
+    async def call(tool, arguments):
+        with pytest.raises(ERROR, match="Connection closed"):
+            await session.call_tool(tool, arguments)
+        outcomes.append(tool)
+
+    async def wait():
+        with pytest.raises(ConnectionLostError):
+            await manager.wait_closed()
+        outcomes.append("closed")
+
+    session = await manager.start()
+    process_id = int(text(await session.call_tool("process_id", {})))
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(call, "hang", {})
+        tg.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        if how == "is killed":
+            os.kill(process_id, signal.SIGKILL)
+        else:
+            tg.start_soon(call, "exit", {"code": int(how[-1])})
+    assert sorted(outcomes) == sorted(["hang", "closed"] + ["exit"] * (how != "is killed"))
+    assert manager.state is ConnectionState.FAILED
+    with pytest.raises(ConnectionLostError) as caught:
+        manager.connection  # noqa: B018
+    assert isinstance(caught.value.__cause__, EOFError)
+    assert str(caught.value.__cause__) == "the server closed its output"
+    async with manager as session:  # and it can be started again
+        assert text(await session.call_tool("process_id", {})) != str(process_id)
+
+
+@kinds
+async def test_P1_a_loss_carries_the_tail_of_stderr(kind, caplog):
+    code = (
+        f"import sys; sys.path.insert(0, {str(SERVERS)!r})\n"
+        "print('ready', file=sys.stderr, flush=True)\n"
+        "import tiny\n"
+    )
+    manager = kind(python_server(code), start_timeout=None)
+    session = await manager.start()
+    with pytest.raises(ERROR):
+        await session.call_tool("exit", {"code": 3})
+    with pytest.raises(ConnectionLostError) as caught:
+        await manager.wait_closed()
+    assert caught.value.__notes__ == ["the server's stderr ended so:\nready\n"]
+    assert caught.value.name == manager.name
+    [record] = [record for record in caplog.records if record.name == "mooring"]
+    assert record.getMessage() == f"{manager.name}: the connection was lost"
+
+
+@kinds
+async def test_O13_banners_blank_lines_and_bad_bytes_on_stdout_do_not_hurt(kind):
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(SERVERS)!r})\n"
+        "os.write(1, b'Welcome!\\n\\n  \\n\\xff\\xfe caf\\xe9\\n{}\\n')\n"
+        "import tiny\n"
+    )
+    async with kind(python_server(code)) as session:
+        assert text(await session.call_tool("process_id", {}))
+
+
+@only_posix
+@kinds
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.within(20)
+async def test_P3_a_server_that_is_stopped_keeps_calls_to_their_timeouts_and_stop_works(kind):
+    manager = kind(TINY, read_timeout_seconds=2)
+    before = processes()
+    session = await manager.start()
+    os.kill(int(text(await session.call_tool("process_id", {}))), signal.SIGSTOP)
+    with pytest.raises(ERROR, match="Timed out|timed out"):
+        await session.call_tool("process_id", {})
+    assert manager.state is ConnectionState.OPEN
+
+    async def call_with_more_than_a_pipe_holds():
+        with pytest.raises((ERROR, anyio.BrokenResourceError)):
+            await session.call_tool("process_id", {"data": "x" * 1_000_000})
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(call_with_more_than_a_pipe_holds)
+        await anyio.wait_all_tasks_blocked()
+        await manager.stop()
+    assert processes() == before
+    assert manager.exception is None
 
 
 @kinds

@@ -221,15 +221,14 @@ MUTANTS = [
     Mutant(
         "an error while closing is not logged",
         "_owner.py",
-        '                logger.warning("%s: error while closing", self.name, exc_info=error)\n',
+        '                _logger().warning("%s: error while closing", self.name, exc_info=error)\n',
         "                pass\n",
     ),
     Mutant(
         "a loss is logged twice",
         "_owner.py",
-        '            logger.log(level, "%s", loss, exc_info=loss)\n',
-        '            logger.log(level, "%s", loss, exc_info=loss)\n'
-        '            logger.log(level, "%s", loss, exc_info=loss)\n',
+        '            log("%s", loss, exc_info=loss)\n',
+        '            log("%s", loss, exc_info=loss)\n            log("%s", loss, exc_info=loss)\n',
     ),
     Mutant(
         "the connection can be read while it is closing",

@@ -6,14 +6,22 @@ from .session import (
     SessionConnectionManager,
     SessionOptions,
 )
+from .sse import SseConnectionManager
 from .stdio import StdioConnectionManager
+from .streamable_http import StreamableHttpConnectionManager, StreamableHttpOptions
 from .streams import TransportStreams
+from .websocket import WebSocketConnectionManager, WebSocketHeaders
 
 __all__ = [
     "ClientConnectionManager",
     "ClientOptions",
     "SessionConnectionManager",
     "SessionOptions",
+    "SseConnectionManager",
     "StdioConnectionManager",
+    "StreamableHttpConnectionManager",
+    "StreamableHttpOptions",
     "TransportStreams",
+    "WebSocketConnectionManager",
+    "WebSocketHeaders",
 ]

@@ -4,34 +4,51 @@ Types are those of 2.x, against which mooring is checked.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from anyio import BrokenResourceError, CancelScope
-from mcp import ClientSession, StdioServerParameters, stdio_client
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, WouldBlock
+from mcp import ClientSession, StdioServerParameters, stdio_client, types
+from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.types import CONNECTION_CLOSED, ErrorData
+from mcp.shared._httpx_utils import create_mcp_http_client
+from mcp.types import CONNECTION_CLOSED, ErrorData, JSONRPCError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    import httpx2 as http
     from mcp import Client
     from mcp.client._transport import TransportStreams
+    from mcp.shared._httpx_utils import McpHttpClientFactory
+    from mcp.shared.message import SessionMessage
 
 __all__ = [
+    "FORGETS_BROKEN_RESPONSES",
     "HAS_CLIENT",
     "check_options",
     "client_type",
-    "create_session",
+    "create_mcp_http_client",
+    "http",
+    "message_from_json",
+    "message_to_json",
+    "open_session",
+    "sse_streams",
     "stdio_streams",
     "streamable_http_streams",
 ]
 
 SDK_VERSION: Final = version("mcp")
 HAS_CLIENT: Final = int(SDK_VERSION.partition(".")[0]) >= 2
+FORGETS_BROKEN_RESPONSES: Final = not HAS_CLIENT
+"""Whether a call is never answered if the streamed answer to it breaks off."""
+
+if not TYPE_CHECKING:
+    http = import_module("httpx2" if HAS_CLIENT else "httpx")
 
 
 def client_type() -> "type[Client]":
@@ -50,13 +67,13 @@ def client_type() -> "type[Client]":
     return Client
 
 
-def check_options(target: type[object], options: Iterable[str]) -> None:
-    """Refuses options that the SDK's class does not take, and those that are the manager's to give.
+def check_options(target: Callable[..., object], options: Iterable[str]) -> None:
+    """Refuses options that the SDK's callable does not take, and those that are the manager's to give.
 
     Raises:
         TypeError: There is such an option.
     """
-    the_managers = {"dispatcher", "read_stream", "server", "write_stream"}
+    the_managers = {"dispatcher", "http_client", "read_stream", "server", "url", "write_stream"}
     taken = inspect.signature(target).parameters.keys() - the_managers
     for option in options:
         if option not in taken:
@@ -66,16 +83,39 @@ def check_options(target: type[object], options: Iterable[str]) -> None:
             )
 
 
+@asynccontextmanager
 # Any: the options are of the types that check_options has found the installed SDK to take.
-def create_session(streams: "TransportStreams", options: Mapping[str, Any]) -> ClientSession:
-    """A `ClientSession`. Of durations, 1.x takes `timedelta` only, and 2.x seconds only."""
+async def open_session(
+    streams: "TransportStreams", options: Mapping[str, Any]
+) -> "AsyncGenerator[ClientSession]":
+    """A `ClientSession`, and an end to each call that it has not answered when it is left.
+
+    Of durations, 1.x takes `timedelta` only, and 2.x seconds only. And 1.x lets the calls that are
+    under way wait for ever when a session is left.
+    """
     converted = dict(options)
     seconds = converted.get("read_timeout_seconds")
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
     if seconds is not None:
         converted["read_timeout_seconds"] = seconds if HAS_CLIENT else timedelta(seconds=seconds)
-    return ClientSession(*streams, **converted)
+    session = ClientSession(*streams, **converted)
+    try:
+        async with session:
+            yield session
+    finally:
+        if not HAS_CLIENT:
+            _end_calls(session)
+
+
+def _end_calls(session: ClientSession) -> None:
+    error = ErrorData(code=CONNECTION_CLOSED, message="Connection closed")
+    # Any: the types are those of 2.x, which has no such attribute.
+    waiting: dict[str | int, Any] = vars(session)["_response_streams"]
+    for request_id, stream in waiting.items():
+        # It has an answer, or nobody waits for one any more.
+        with suppress(WouldBlock, BrokenResourceError, ClosedResourceError):
+            stream.send_nowait(JSONRPCError(jsonrpc="2.0", id=request_id, error=error))
 
 
 @asynccontextmanager
@@ -90,15 +130,24 @@ async def stdio_streams(
     Starting the process is shielded: asyncio, cancelled while it does that, kills the process and
     does not wait for its end. It takes some milliseconds.
     """
+    thrown: BaseException | None = None
     try:
         with CancelScope(shield=True) as starting:
             async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
                 starting.shield = False
                 for stream in streams:
                     streams_to_close.push_async_callback(_close_shielded, stream)
-                yield streams
+                try:
+                    yield streams
+                except BaseException as exc:
+                    thrown = exc
+                    raise
     except* BrokenResourceError as broken:
         raise _connection_closed() from broken
+    except* ProcessLookupError:
+        # By a forced stop 1.x kills a server, which may have ended by itself just then.
+        if isinstance(thrown, Exception):
+            raise
 
 
 def _connection_closed() -> Exception:
@@ -125,7 +174,58 @@ async def _close_shielded(stream: _Closable) -> None:
 
 
 @asynccontextmanager
-async def streamable_http_streams(url: str) -> "AsyncGenerator[TransportStreams]":
-    """The SDK's transport with its defaults. 1.x yields a third value."""
-    async with streamable_http_client(url) as streams:
-        yield streams[0], streams[1]
+async def sse_streams(
+    url: str,
+    make_client: "McpHttpClientFactory",
+    on_session_created: Callable[[str], object] | None,
+) -> "AsyncGenerator[TransportStreams]":
+    """The SDK's transport. It makes its client by itself, and closes it."""
+    on_created = cast("Callable[[str], None] | None", on_session_created)
+    async with (
+        sse_client(url, httpx_client_factory=make_client, on_session_created=on_created) as streams,
+        _closing(streams),
+    ):
+        yield streams
+
+
+# Any: the options are of the types that check_options has found the installed SDK to take.
+@asynccontextmanager
+async def streamable_http_streams(
+    url: str, http_client: "http.AsyncClient", options: Mapping[str, Any]
+) -> "AsyncGenerator[TransportStreams]":
+    """The SDK's transport on a client that it does not close. 1.x yields a third value."""
+    async with streamable_http_client(url, http_client=http_client, **options) as all_streams:
+        streams = (all_streams[0], all_streams[1])
+        async with _closing(streams):
+            yield streams
+
+
+@asynccontextmanager
+async def _closing(streams: "TransportStreams") -> "AsyncGenerator[None]":
+    async with AsyncExitStack() as streams_to_close:
+        for stream in streams:
+            streams_to_close.push_async_callback(_close_shielded, stream)
+        yield
+
+
+def message_from_json(text: str) -> "SessionMessage | Exception":
+    """A message, or why it is none, which is a message's place in a read stream, too."""
+    from mcp.shared.message import SessionMessage
+
+    try:
+        if HAS_CLIENT:
+            from mcp_types import jsonrpc_message_adapter
+
+            return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
+        # Any: the types are those of 2.x, where this is no class.
+        message_type: Any = types.JSONRPCMessage
+        return SessionMessage(message_type.model_validate_json(text))
+    except ValueError as exc:
+        return exc
+
+
+def message_to_json(message: "SessionMessage") -> str:
+    """As the SDK's own transports have it."""
+    if HAS_CLIENT:
+        return message.message.model_dump_json(by_alias=True, exclude_unset=True)
+    return message.message.model_dump_json(by_alias=True, exclude_none=True)

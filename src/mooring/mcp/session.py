@@ -17,7 +17,9 @@ from typing_extensions import Unpack, override
 from .._arguments import checked_timeout
 from ..manager import ConnectionManager
 from . import _sdk
+from ._http import checked_url, shown_url
 from .stdio import StdioConnectionManager
+from .streamable_http import StreamableHttpConnectionManager
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
     async def open_connection(self) -> AsyncGenerator[ClientSession]:
         async with (
             self.open_inner(self.transport) as streams,
-            _sdk.create_session(streams, self.options) as session,
+            _sdk.open_session(streams, self.options) as session,
         ):
             await session.initialize()
             yield session
@@ -183,13 +185,8 @@ def _as_transport(
             "transport must be a ConnectionManager, StdioServerParameters or a URL, not "
             + type(transport).__name__
         )
-    url = urlsplit(_without_user_info(transport))
-    if url.scheme not in {"http", "https"} or not url.netloc:
-        raise ValueError("transport must be a URL that starts with http:// or https://")
-    return ConnectionManager.from_factory(
-        lambda: _sdk.streamable_http_streams(transport),
-        name=urlunsplit(url._replace(query="", fragment="")),
-    )
+    url = checked_url("transport", transport)
+    return StreamableHttpConnectionManager(url, name=shown_url(url))
 
 
 def _without_user_info(url: str) -> str:

@@ -7,10 +7,10 @@ waits is bounded by the SDK.
 Source: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown
 """
 
+import io
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TextIO
 
 from mcp import StdioServerParameters
 from typing_extensions import override
@@ -18,7 +18,8 @@ from typing_extensions import override
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
-from .streams import TransportStreams
+from ._stderr import ErrorLog, StderrTail, piped_stderr
+from .streams import TransportStreams, watched
 
 __all__ = ["StdioConnectionManager"]
 
@@ -28,12 +29,16 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 
     For calls, put a `SessionConnectionManager` or `ClientConnectionManager` on top: a session has
     tasks of its own, which need an owner as much as the transport does.
+
+    A server that closes its stdout, most often by its end, is lost: that is noticed by whoever reads
+    the stream, as a session does all the time. What it has written to its stderr at last is a note on
+    the error.
     """
 
     def __init__(
         self,
         server_params: StdioServerParameters,
-        errlog: TextIO | None = None,
+        errlog: ErrorLog | None = None,
         *,
         name: str | None = None,
     ) -> None:
@@ -41,14 +46,16 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 
         Args:
             server_params: The command, its arguments, environment and folder. Of mooring's own
-                environment the server gets the SDK's safe variables only.
-            errlog: Where the server's stderr goes: an open file with a descriptor. `None` means
-                `sys.stderr` as it is when the server is started.
+                environment the server gets the SDK's safe variables only. Bytes that are no text are
+                replaced, unless it has an `encoding_error_handler` of your choice.
+            errlog: Where the server's stderr goes: whatever has a `write()` that takes text. It is
+                called in the event loop. `None` means `sys.stderr` as it is when the server is
+                started.
             name: See `ConnectionManager`; without one, the command's base name is shown, and never
                 an argument or an environment value.
 
         Raises:
-            TypeError: `server_params` is something else, or `name` is no string.
+            TypeError: `server_params` or `errlog` is something else, or `name` is no string.
             ValueError: The command is empty, or it or an argument contains a NUL character.
         """
         if not isinstance(server_params, StdioServerParameters):
@@ -61,18 +68,47 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         if any("\0" in argument for argument in (server_params.command, *server_params.args)):
             # Else uvloop would cut the argument off there, without a word.
             raise ValueError("server_params.command and .args must not contain NUL characters")
+        is_binary = isinstance(errlog, io.RawIOBase | io.BufferedIOBase)
+        if errlog is not None and (is_binary or not callable(getattr(errlog, "write", None))):
+            raise TypeError(
+                f"errlog must be None or have a write() that takes text, not {type(errlog).__name__}"
+            )
         # Of a whole command line given as the command, only the first word is shown.
         base_name = words[0].replace("\\", "/").rpartition("/")[2]
         super().__init__(name=f"{type(self).__name__}({base_name})" if name is None else name)
         self.server_params: StdioServerParameters = server_params
-        self.errlog: TextIO | None = errlog
+        self.errlog: ErrorLog | None = errlog
+        self._stderr_tail = StderrTail()
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last lines, 8192 bytes at most, of what the current or last server wrote to its stderr."""
+        return str(self._stderr_tail)
 
     @override
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[TransportStreams]:
+        tail = self._stderr_tail = StderrTail()
         errlog = sys.stderr if self.errlog is None else self.errlog
-        async with _sdk.stdio_streams(self.server_params, errlog) as streams:
-            yield streams
+        server_params = self.server_params
+        if "encoding_error_handler" not in server_params.model_fields_set:
+            # With the SDK's own choice one bad byte ends the reading, and every request hangs.
+            server_params = server_params.model_copy(update={"encoding_error_handler": "replace"})
+        try:
+            async with (
+                piped_stderr(self.name, errlog, tail) as stderr,
+                _sdk.stdio_streams(server_params, stderr) as streams,
+            ):
+                yield watched(streams, self._lose)
+        finally:
+            if self.stderr_tail:
+                self._add_fact(f"the server's stderr ended so:\n{self.stderr_tail}")
+
+    def _lose(self) -> None:
+        run = self._run_of_caller()
+        if run is not None and run.state is ConnectionState.OPENING:
+            self._add_fact("the server closed its output during the handshake")
+        self.connection_lost(EOFError("the server closed its output"))
 
     def get_streams(self) -> TransportStreams | None:
         """The pair of streams while the state is `OPEN`, else `None`."""

@@ -6,13 +6,19 @@ import sys
 
 
 def answer(method, params):
+    """The result; without one, the method is unknown, and there is no answer to an empty one."""
+    tool = params.get("name") if method == "tools/call" else None
     if method == "initialize":
         return {
             "protocolVersion": params["protocolVersion"],
             "capabilities": {"tools": {}},
             "serverInfo": {"name": "tiny", "version": "1"},
         }
-    if method == "tools/call" and params["name"] == "process_id":
+    if tool == "hang":
+        return {}
+    if tool == "exit":
+        os._exit(params["arguments"]["code"])
+    if tool == "process_id":
         return {"content": [{"type": "text", "text": str(os.getpid())}]}
     if method == "tools/list":
         return {"tools": []}
@@ -28,4 +34,5 @@ for line in sys.stdin:
             reply["error"] = {"code": -32601, "message": "no such method"}
         else:
             reply["result"] = result
-        print(json.dumps(reply), flush=True)
+        if result != {}:
+            print(json.dumps(reply), flush=True)

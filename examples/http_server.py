@@ -1,0 +1,24 @@
+"""Runs the server of the examples over HTTP, for those examples that need one."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def running_server(transport: str) -> Generator[str]:
+    """In a process of its own, on any port that is free; yields the URL."""
+    command = [sys.executable, str(Path(__file__).with_name("server.py")), transport]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if found := re.search(r"running on (http://\S+)", line):
+                    yield found[1] + ("/sse" if transport == "sse" else "/mcp")
+                    break
+        finally:
+            process.terminate()
+            process.stderr.read()

@@ -1,0 +1,25 @@
+"""A session with a server that speaks SSE, which this starts itself.
+
+Usage: python examples/sse.py [asyncio|trio]
+"""
+
+import sys
+
+import anyio
+from http_server import running_server
+
+from mooring.mcp import SessionConnectionManager, SseConnectionManager
+
+
+# --8<-- [start:sse]
+async def main(url: str) -> None:
+    transport = SseConnectionManager(url, headers={"Authorization": "Bearer ..."}, timeout=10)
+    async with SessionConnectionManager(transport) as session:
+        result = await session.call_tool("add", {"a": 1, "b": 2})
+        print(result.content)
+
+
+# --8<-- [end:sse]
+if __name__ == "__main__":
+    with running_server("sse") as url:
+        anyio.run(main, url, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

@@ -1,0 +1,34 @@
+"""A server on a WebSocket, started by this example, and a session on it with fresh headers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+
+from mooring.mcp import SessionConnectionManager, WebSocketConnectionManager
+
+SERVER = Path(__file__).parents[1] / "tests" / "mcp" / "servers" / "websocket.py"
+
+
+# --8<-- [start:headers]
+async def fresh_headers() -> dict[str, str]:
+    return {"Authorization": "Bearer " + "a token that was just renewed"}
+
+
+def manager_of(url: str) -> SessionConnectionManager:
+    return SessionConnectionManager(WebSocketConnectionManager(url, fresh_headers))
+
+
+# --8<-- [end:headers]
+async def main(url: str) -> None:
+    async with manager_of(url) as session:
+        print((await session.call_tool("add", {"a": 1, "b": 2})).content)
+
+
+if __name__ == "__main__":
+    with subprocess.Popen([sys.executable, SERVER, "websockets"], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        anyio.run(main, f"ws://127.0.0.1:{port}/mcp?token=hidden")
+        server.terminate()

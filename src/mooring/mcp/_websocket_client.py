@@ -1,0 +1,305 @@
+"""The WebSocket client that the SDK's 2.x line lacks, on the `websockets` library.
+
+* One JSON-RPC message is one text message. What is no JSON-RPC reaches the reader as an exception.
+* No task and no buffer is between a caller and the library, except that on trio a task does the
+  writing: a caller's cancellation would leave half a message on the wire there.
+* Closing takes `close_timeout` at most, whatever the peer does, and leaves no socket and no task.
+* The library's own log of handshakes and frames, which shows headers, is never written.
+"""
+
+import logging
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from inspect import signature
+from math import inf
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
+
+import anyio
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint, current_token
+from typing_extensions import TypeAliasType
+from websockets import exceptions
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.version import version as library_version
+
+from . import _sdk
+from .streams import TransportStreams
+
+if TYPE_CHECKING:
+    from mcp.shared.message import SessionMessage
+    from websockets.trio.client import ClientConnection as TrioClientConnection
+
+__all__ = ["check_proxy", "check_url", "websocket_streams"]
+
+UNSUPPORTED_DATA: Final = 1003
+PROXY_SCHEMES: Final = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
+HAS_PROXY: Final = "proxy" in signature(connect).parameters
+
+# Not made by getLogger(), so that no configuration can turn its DEBUG on.
+_logger = logging.Logger("mooring.websocket", logging.WARNING)  # noqa: LOG001
+_logger.parent = logging.getLogger("mooring")
+
+
+WebSocket = TypeAliasType("WebSocket", "ClientConnection | TrioClientConnection")
+
+
+def check_url(url: str) -> None:
+    """Refuses what the library would refuse later, with the whole URL in its text.
+
+    Raises:
+        ValueError: It is no WebSocket URL.
+    """
+    from websockets.uri import parse_uri
+
+    try:
+        parse_uri(url)
+    except (exceptions.InvalidURI, ValueError):
+        raise ValueError(
+            "url must start with ws:// or wss:// and have a host; it may have a port up to 65535, a "
+            "user name together with a password, a path and a query, and no fragment"
+        ) from None
+
+
+def check_proxy(proxy: str) -> None:
+    """The same for a proxy.
+
+    Raises:
+        ValueError: It is no proxy's URL, or the library knows no proxies.
+    """
+    if not HAS_PROXY:
+        raise ValueError(f"proxy needs websockets 15 or newer, and {library_version} is installed")
+    try:
+        parts = urlsplit(proxy)
+        has_extras = parts.path not in {"", "/"} or parts.query or parts.fragment
+        has_half_of_user_info = (parts.username is None) != (parts.password is None)
+        is_right = (
+            parts.scheme in PROXY_SCHEMES
+            and parts.hostname is not None
+            and parts.port != 0
+            and not has_extras
+            and not has_half_of_user_info
+        )
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            "proxy must be a URL that starts with " + ", ".join(sorted(PROXY_SCHEMES)) + " and "
+            "has a host; it may have a port and a user name together with a password"
+        )
+
+
+@asynccontextmanager
+async def websocket_streams(
+    url: str,
+    options: Mapping[str, object],
+    *,
+    close_timeout: float | None,
+    on_end: Callable[[ConnectionClosed], object],
+    add_fact: Callable[[str], object],
+) -> AsyncGenerator[TransportStreams]:
+    """Opens a connection, and closes it within `close_timeout` seconds.
+
+    Args:
+        url: A URL that `check_url()` has passed.
+        options: What else the library's `connect()` takes.
+        close_timeout: Seconds for writing what is being written, and for the closing handshake.
+        on_end: Called when the connection has ended by itself: by the reader when it comes to that
+            end, or at once if nobody has begun to read.
+        add_fact: Called with what is known of a refusal.
+    """
+    opening = _connector()(url, **options, close_timeout=close_timeout, logger=_logger)
+    # If it followed a redirect, the headers would go to whoever that names.
+    vars(opening)["process_redirect"] = _unchanged
+    scheme = urlsplit(url).scheme
+    with CancelScope() as scope:
+        async with (
+            _opened(opening, scheme, add_fact) as websocket,
+            anyio.create_task_group() as task_group,
+        ):
+            if isinstance(websocket, ClientConnection):
+                send: Callable[[str], Awaitable[None]] = websocket.send
+            else:
+                send = _sender_in_tasks(websocket, task_group)
+            reader, writer = _ReadStream(websocket, on_end), _WriteStream(send)
+            watching = CancelScope()
+            task_group.start_soon(_watch, websocket, reader, on_end, watching)
+            try:
+                yield reader, writer
+            finally:
+                reader.is_closed = writer.is_closed = True
+                watching.cancel()
+                scope.deadline = anyio.current_time() + (inf if close_timeout is None else close_timeout)
+
+
+def _connector() -> Callable[..., AbstractAsyncContextManager[WebSocket]]:
+    """The library's `connect` for the backend in use."""
+    if current_token().backend_class.__name__ != "TrioBackend":
+        return connect
+    try:
+        from websockets.trio.client import connect as trio_connect
+    except ImportError as exc:
+        raise ImportError(
+            "on trio, WebSocketConnectionManager needs websockets 17 or newer and trio, "
+            f"and websockets {library_version} is installed"
+        ) from exc
+    return trio_connect
+
+
+def _unchanged(error: Exception) -> Exception:
+    return error
+
+
+@asynccontextmanager
+async def _opened(
+    opening: AbstractAsyncContextManager[WebSocket], scheme: str, add_fact: Callable[[str], object]
+) -> AsyncGenerator[WebSocket]:
+    """What the library opens, with its errors made plain, and with a certain end."""
+    websocket: WebSocket | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            try:
+                websocket = await stack.enter_async_context(opening)
+            except InvalidStatus as exc:
+                status = f"HTTP {exc.response.status_code}"
+                asks_for = exc.response.headers.get("WWW-Authenticate", "").partition(" ")[0]
+                scheme_asked = f" and asks for {asks_for}" if asks_for else ""
+                add_fact(f"the server refused the {scheme}:// upgrade with {status}{scheme_asked}")
+                raise
+            except Exception as exc:
+                if type(exc).__name__ == "InvalidProxy":  # it shows the URL, and 13 does not have it
+                    raise ValueError("the proxy that the environment names has no valid URL") from None
+                if isinstance(exc.__cause__, ssl.SSLError):  # trio's own error says nothing
+                    raise exc.__cause__ from None
+                raise
+            yield websocket
+    finally:
+        if isinstance(websocket, ClientConnection):
+            await _abort(websocket)
+
+
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
+    if isinstance(websocket, ClientConnection):
+        await websocket.close(code, reason)
+    else:
+        await websocket.aclose(code, reason)
+
+
+async def _abort(websocket: ClientConnection) -> None:
+    """Ends what a cancelled closing handshake has left open; on trio it ends with its nursery."""
+    with CancelScope(shield=True):
+        websocket.transport.abort()
+        await websocket.wait_closed()
+        await checkpoint()  # that has cancelled the task that sends the pings
+
+
+async def _watch(
+    websocket: WebSocket,
+    reader: "_ReadStream",
+    on_end: Callable[[ConnectionClosed], object],
+    watching: CancelScope,
+) -> None:
+    """Notices the end where nobody reads; who reads is to have all messages before it."""
+    with watching:
+        await websocket.wait_closed()
+        if not reader.is_read or reader.is_closed:
+            try:
+                await websocket.ping()  # it raises why that is impossible
+            except ConnectionClosed as closed:
+                on_end(closed)
+
+
+class _Stream:
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class _ReadStream(_Stream):
+    """The messages of the server, each read from the library when it is asked for."""
+
+    def __init__(self, websocket: WebSocket, on_end: Callable[[ConnectionClosed], object]) -> None:
+        super().__init__()
+        self._websocket = websocket
+        self._on_end = on_end
+        self.is_read = False
+
+    async def receive(self) -> "SessionMessage | Exception":
+        if self.is_closed:
+            raise ClosedResourceError
+        self.is_read = True
+        try:
+            message = await self._websocket.recv()
+            while isinstance(message, bytes):
+                await _close(self._websocket, UNSUPPORTED_DATA, "MCP messages are text")
+                message = await self._websocket.recv()
+        except ConnectionClosed as closed:
+            self._on_end(closed)
+            raise EndOfStream from None
+        return _sdk.message_from_json(message)
+
+    async def __anext__(self) -> "SessionMessage | Exception":
+        try:
+            return await self.receive()
+        except EndOfStream:
+            raise StopAsyncIteration from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+
+class _WriteStream(_Stream):
+    """The messages to the server."""
+
+    def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
+        super().__init__()
+        self._send = send
+
+    async def send(self, item: "SessionMessage", /) -> None:
+        if self.is_closed:
+            raise ClosedResourceError
+        try:
+            await self._send(_sdk.message_to_json(item))
+        except ConnectionClosed:
+            raise BrokenResourceError from None
+
+
+def _sender_in_tasks(websocket: WebSocket, task_group: TaskGroup) -> Callable[[str], Awaitable[None]]:
+    """Sends in the transport's own tasks, so that no caller's cancellation cuts a message off."""
+
+    async def send(text: str) -> None:
+        is_sent = False
+        ended = anyio.Event()
+
+        async def send_in_task() -> None:
+            nonlocal is_sent
+            try:
+                with suppress(ConnectionClosed):
+                    await websocket.send(text)
+                    is_sent = True
+            finally:
+                ended.set()
+
+        task_group.start_soon(send_in_task)
+        await ended.wait()
+        if not is_sent:
+            raise BrokenResourceError
+
+    return send

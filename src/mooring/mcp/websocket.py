@@ -1,0 +1,226 @@
+"""A server spoken to over a WebSocket: one JSON-RPC message in each text message.
+
+The specification of MCP has no such transport. mcp 1.x has a client for it, and 2.x none; servers
+that speak it live on. This manager works the same on both.
+
+Source: https://modelcontextprotocol.io/specification/2025-11-25/basic/transports
+"""
+
+import re
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, Literal, cast
+from urllib.parse import urlsplit, urlunsplit
+
+from typing_extensions import TypeAliasType, override
+
+from .._arguments import checked_timeout
+from ..manager import ConnectionManager
+from ..state import ConnectionState
+from .streams import TransportStreams
+
+if TYPE_CHECKING:
+    from websockets.exceptions import ConnectionClosed
+
+__all__ = ["WebSocketConnectionManager", "WebSocketHeaders"]
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds. Short, since a frozen peer is to hold up nobody, and what is lost is a farewell."""
+
+MAX_MESSAGE_BYTES: Final = 16 * 2**20
+"""Results of tools are large: a picture, the text of a file."""
+
+WebSocketHeaders = TypeAliasType(
+    "WebSocketHeaders",
+    "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]",
+)
+"""The headers of the upgrade, or what returns them, which may be a coroutine function."""
+
+PLAIN_CLOSE_CODES: Final = frozenset({1000, 1001})
+"""Normal closure and going away: the peer has ended it in good order.
+
+Source: https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
+"""
+
+# Source: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
+    """Opens a WebSocket; the connection is its pair of streams.
+
+    For calls, put a `SessionConnectionManager` or `ClientConnectionManager` on top.
+
+    A server that closes with code 1000 or 1001 has ended the connection in good order: the loss has
+    no cause then. Any other end is its cause, and carries the code and the reason. Redirects are
+    not followed.
+    """
+
+    def __init__(  # noqa: PLR0913 - they are what there is to choose
+        self,
+        url: str,
+        headers: WebSocketHeaders | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | Literal[True] | None = True,
+        open_timeout: float | None = 10.0,
+        close_timeout: float | None = CLOSE_TIMEOUT,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float | None = 20.0,
+        max_message_bytes: int | None = MAX_MESSAGE_BYTES,
+        compression: Literal["deflate"] | None = None,
+        subprotocols: Sequence[str] = ("mcp",),
+        name: str | None = None,
+    ) -> None:
+        """Makes a manager; nothing is opened yet.
+
+        Args:
+            url: Starts with `ws://` or `wss://`. User name and password in it become a header.
+            headers: Sent with the upgrade: a mapping, or what returns one, awaited if need be, and
+                asked each time that a connection is opened.
+            ssl_context: For `wss://`; `None` means one with the system's certificates.
+            proxy: The URL of a proxy; `True` means the one that the environment names, if any, and
+                `None` none. Needs websockets 15 or newer; below, no proxy is ever used.
+            open_timeout: Seconds for connecting, TLS and the upgrade together, `None` for any time.
+            close_timeout: Seconds for writing what is being written and for the closing handshake,
+                `None` for any time.
+            ping_interval: Seconds between pings, `None` for none.
+            ping_timeout: Seconds after which a peer that has not answered a ping is lost, `None` for
+                never.
+            max_message_bytes: The size of a message that the server may send; a larger one ends the
+                connection with code 1009. `None` for any size.
+            compression: `"deflate"` offers it to the server, at a great cost of time.
+            subprotocols: What is offered to the server. It may choose one of them or none.
+            name: See `ConnectionManager`; without one, the URL's scheme, host and path are shown.
+
+        Raises:
+            ImportError: The extra `mooring[websocket]` is not installed, or websockets is too old.
+            TypeError: An argument is of a wrong type.
+            ValueError: `url` is no WebSocket URL, or another argument has a value that makes no
+                sense.
+        """
+        client = _websocket_client()
+        if not isinstance(url, str):
+            raise TypeError(f"url must be a string, not {type(url).__name__}")
+        client.check_url(url)
+        parts = urlsplit(url)
+        if name is None:
+            host = parts.netloc.rpartition("@")[2]
+            shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
+            name = f"{type(self).__name__}({shown})"
+        super().__init__(name=name)
+        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+            kind = type(ssl_context).__name__
+            raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {kind}")
+        if ssl_context is not None and parts.scheme != "wss":
+            raise ValueError("ssl_context needs a url that starts with wss://")
+        if isinstance(proxy, str):
+            client.check_proxy(proxy)
+        elif proxy is not None and proxy is not True:
+            raise TypeError(f"proxy must be a URL, True or None, not {type(proxy).__name__}")
+        if compression not in {None, "deflate"}:
+            raise ValueError(f"compression must be 'deflate' or None, not {compression!r}")
+        if ping_interval == 0:
+            raise ValueError("ping_interval must be more than 0 seconds, or None")
+        self.url: str = url
+        self.headers: WebSocketHeaders | None = _checked_headers(headers)
+        self.ssl_context: ssl.SSLContext | None = ssl_context
+        self.proxy: str | Literal[True] | None = proxy
+        self.open_timeout: float | None = checked_timeout("open_timeout", open_timeout)
+        self.close_timeout: float | None = checked_timeout("close_timeout", close_timeout)
+        self.ping_interval: float | None = checked_timeout("ping_interval", ping_interval)
+        self.ping_timeout: float | None = checked_timeout("ping_timeout", ping_timeout)
+        self.max_message_bytes: int | None = _checked_size(max_message_bytes)
+        self.compression: Literal["deflate"] | None = compression
+        self.subprotocols: Sequence[str] = _checked_subprotocols(subprotocols)
+
+    @override
+    @asynccontextmanager
+    async def open_connection(self) -> AsyncGenerator[TransportStreams]:
+        client = _websocket_client()
+        headers = self.headers() if callable(self.headers) else self.headers
+        options: dict[str, object] = {
+            "additional_headers": _checked_mapping(
+                await headers if isinstance(headers, Awaitable) else headers
+            ),
+            "open_timeout": self.open_timeout,
+            "ping_interval": self.ping_interval,
+            "ping_timeout": self.ping_timeout,
+            "max_size": self.max_message_bytes,
+            "compression": self.compression,
+            "subprotocols": self.subprotocols or None,
+        }
+        if self.ssl_context is not None:
+            options["ssl"] = self.ssl_context
+        if client.HAS_PROXY:
+            options["proxy"] = self.proxy
+        async with client.websocket_streams(
+            self.url,
+            options,
+            close_timeout=self.close_timeout,
+            on_end=self._ended,
+            add_fact=self._add_fact,
+        ) as streams:
+            yield streams
+
+    def _ended(self, closed: "ConnectionClosed") -> None:
+        self._add_fact(f"the end of the WebSocket: {closed}")
+        is_plain = closed.rcvd is not None and closed.rcvd.code in PLAIN_CLOSE_CODES
+        self.connection_lost(None if is_plain else closed)
+
+    def get_streams(self) -> TransportStreams | None:
+        """The pair of streams while the state is `OPEN`, else `None`."""
+        return self.connection if self.state is ConnectionState.OPEN else None
+
+
+def _checked_headers(headers: object) -> WebSocketHeaders | None:
+    if headers is None or callable(headers):
+        return cast("WebSocketHeaders | None", headers)
+    return _checked_mapping(headers)
+
+
+def _checked_mapping(headers: object) -> Mapping[str, str]:
+    """Refuses what would end a header line early, without showing a value."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        kind = type(headers).__name__
+        raise TypeError(f"headers must be a mapping, a callable that returns one, or None, not {kind}")
+    checked = cast("Mapping[object, object]", headers)
+    for header, value in checked.items():
+        if not isinstance(header, str) or not isinstance(value, str):
+            raise TypeError("headers must have strings as names and values")
+        if not _TOKEN.fullmatch(header) or any(char in value for char in "\r\n\0"):
+            raise ValueError("headers must have words as names, and values of one line without NUL")
+    return cast("Mapping[str, str]", headers)
+
+
+def _checked_size(size: int | None) -> int | None:
+    if size is not None:
+        if isinstance(size, bool) or not isinstance(size, int):
+            kind = type(size).__name__
+            raise TypeError(f"max_message_bytes must be an integer or None, not {kind}")
+        if size <= 0:
+            raise ValueError(f"max_message_bytes must be positive, not {size}")
+    return size
+
+
+def _checked_subprotocols(words: Sequence[str]) -> Sequence[str]:
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise TypeError(f"subprotocols must be a sequence of strings, not {type(words).__name__}")
+    if not all(isinstance(word, str) and _TOKEN.fullmatch(word) for word in words):
+        raise ValueError("subprotocols must be words as they are in a header, without spaces or commas")
+    return tuple(words)
+
+
+# Imported when it is needed: `import mooring.mcp` works without the library.
+def _websocket_client() -> ModuleType:
+    try:
+        from . import _websocket_client as client
+    except ImportError as exc:
+        raise ImportError(
+            "WebSocketConnectionManager needs websockets 13.1 or newer: install mooring[websocket]"
+        ) from exc
+    return client

@@ -1,0 +1,120 @@
+"""Why a session over HTTP could not be had: at once, of its own type, and with all that is known."""
+
+import logging
+import traceback
+
+import anyio
+import pytest
+from http_failures import CASES, PAGE, SECRET, START_TIMEOUT, described, failing, rows, table
+from mcp.shared import _httpx_utils
+
+from mooring import ConnectionState, StartTimeoutError
+from mooring.mcp import ClientConnectionManager, _sdk
+
+# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+backends = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+cases = pytest.mark.parametrize(
+    ("transport", "case"), [(transport, case) for transport in CASES for case in CASES[transport]]
+)
+SHOWN = rows(PAGE.read_text())
+SHOWN_VERSION = f"mcp {_sdk.SDK_VERSION}" in PAGE.read_text()
+
+
+# Others follow a redirect wherever it leads.
+SDK_IS_RECENT = hasattr(_httpx_utils, "stream_within_origin")
+
+
+async def caught_from(manager):
+    with anyio.fail_after(15), pytest.raises(Exception) as caught:
+        await manager.start()
+    assert manager.state is ConnectionState.FAILED
+    return caught.value
+
+
+def all_that_is_said(error, manager, log):
+    return "".join(traceback.format_exception(error)) + repr(manager) + repr(manager.transport) + log
+
+
+@pytest.fixture
+def redirects_are_refused(case):
+    if "redirect" in case and not SDK_IS_RECENT:
+        pytest.skip("this SDK follows a redirect wherever it leads")
+
+
+@backends
+@cases
+@pytest.mark.within(20)
+async def test_O4_O5_O6_O7_O8_O9_a_failure_says_what_the_table_says_and_no_secret(
+    transport, case, anyio_backend_name, caplog, redirects_are_refused
+):
+    shown = SHOWN[transport, case][not _sdk.HAS_CLIENT]
+    with caplog.at_level(logging.DEBUG, logger="mooring"):
+        # No more haste than the failure needs.
+        timeout = START_TIMEOUT if "StartTimeoutError" in shown else 15
+        async with failing(transport, case, start_timeout=timeout) as manager:
+            error = await caught_from(manager)
+    assert shown.startswith(f"`{type(error).__name__}`")
+    if SHOWN_VERSION and anyio_backend_name == "asyncio":
+        assert described(error, manager) == shown
+    if not isinstance(error, StartTimeoutError):
+        assert ": " in described(error, manager)
+    if case.isdigit():
+        assert f"HTTP status {case}" in "".join(error.__notes__)
+    assert SECRET not in all_that_is_said(error, manager, caplog.text)
+
+
+@pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x has no Client")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(
+    ("transport", "case"),
+    [
+        ("streamable HTTP", "401"),
+        ("streamable HTTP", "404"),
+        ("streamable HTTP", "nobody listens on the port"),
+        ("streamable HTTP", "a page instead of an answer"),
+        ("SSE", "403 to a message"),
+    ],
+)
+@pytest.mark.within(20)
+async def test_a_client_fails_of_the_same_and_says_no_secret(transport, case, caplog):
+    with caplog.at_level(logging.DEBUG, logger="mooring"):
+        async with failing(transport, case, ClientConnectionManager, 15) as manager:
+            error = await caught_from(manager)
+    assert type(error).__name__ == SHOWN[transport, case][0].split("`")[1]
+    if case.isdigit():
+        assert f"HTTP status {case}" in "".join(error.__notes__)
+    assert SECRET not in all_that_is_said(error, manager, caplog.text)
+
+
+@backends
+async def test_a_server_that_cannot_be_trusted_is_said_on_every_backend():
+    async with failing("SSE", "a certificate that is not trusted", start_timeout=15) as manager:
+        error = await caught_from(manager)
+    assert "self-signed certificate" in f"{error} {error.__notes__}"
+
+
+@backends
+async def test_a_callers_own_timeout_says_what_is_known_too():
+    async with failing("SSE", "no `endpoint` event", start_timeout=None) as manager:
+        with pytest.raises(StartTimeoutError) as caught:
+            await manager.start(timeout=0.5)
+    assert caught.value.__notes__ == ["the server has sent no `endpoint` event of the same origin"]
+
+
+@backends
+async def test_the_plain_form_fails_of_the_same_and_says_no_secret():
+    async with failing("SSE", "403", start_timeout=15) as manager:
+        with pytest.raises(Exception) as caught:
+            async with manager.open_connection():
+                pass
+    said = all_that_is_said(caught.value, manager, "")
+    assert "HTTPStatusError" in said  # on 1.x in a group
+    assert SECRET not in said
+
+
+def test_the_page_of_failures_has_all_of_them():
+    page = PAGE.read_text()
+    for transport in CASES:
+        assert table(transport, SHOWN) in page

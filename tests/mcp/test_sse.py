@@ -1,0 +1,108 @@
+"""The manager for SSE: what can be given to it, and that it reaches the wire."""
+
+import anyio
+import pytest
+from http_server import http_server, result_of_initialize
+
+from mooring import ConnectionLostError
+from mooring.mcp import SessionConnectionManager, SseConnectionManager, _sdk
+
+# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class Server:
+    """Answers on its stream of events, and knows what it was asked."""
+
+    def __init__(self):
+        self.requests = []
+        self.events = None
+        self.ended = anyio.Event()
+
+    async def __call__(self, request):
+        self.requests.append(request)
+        if request.method == "GET":
+            await request.begin_events()
+            await request.send_event("endpoint", "/messages?session_id=7")
+            self.events = request
+            await self.ended.wait()
+            await request.stream.aclose()
+        else:
+            await request.answer("202 Accepted")
+            if request.message["method"] == "initialize":
+                await self.events.send_event("message", result_of_initialize(request))
+            elif "id" in request.message:
+                result = {"jsonrpc": "2.0", "id": request.message["id"], "result": {}}
+                await self.events.send_event("message", result)
+
+
+async def test_the_connection_is_the_pair_of_streams():
+    async with http_server(Server()) as url:
+        manager = SseConnectionManager(url)
+        assert manager.get_streams() is None
+        async with manager as streams:
+            assert manager.get_streams() is streams
+        assert manager.get_streams() is None
+
+
+async def test_every_default_works():
+    server = Server()
+    async with (
+        http_server(server) as url,
+        SessionConnectionManager(SseConnectionManager(url)) as session,
+    ):
+        await session.send_ping()
+    assert [request.method for request in server.requests] == ["GET", "POST", "POST", "POST"]
+
+
+async def test_what_is_given_in_order_reaches_the_wire():
+    made = []
+    session_ids = []
+
+    def make_client(headers=None, timeout=None, auth=None):
+        made.append((headers, timeout, auth))
+        return _sdk.create_mcp_http_client(headers=headers, timeout=timeout, auth=auth)
+
+    auth = _sdk.http.BasicAuth("user", "password")
+    server = Server()
+    async with http_server(server) as url:
+        transport = SseConnectionManager(
+            url, {"X-Key": "key"}, 1, 2.5, auth, make_client, on_session_created=session_ids.append
+        )
+        async with SessionConnectionManager(transport) as session:
+            await session.send_ping()
+    assert made == [({"X-Key": "key"}, _sdk.http.Timeout(1, read=2.5), auth)]
+    assert {request.headers["x-key"] for request in server.requests} == {"key"}
+    assert all(request.headers["authorization"].startswith("Basic ") for request in server.requests)
+    assert session_ids == ["7"]
+
+
+async def test_a_stream_of_events_that_ends_is_a_loss():
+    server = Server()
+    async with http_server(server) as url:
+        manager = SessionConnectionManager(SseConnectionManager(url))
+        await manager.start()
+        server.ended.set()
+        with pytest.raises(ConnectionLostError):
+            await manager.wait_closed()
+
+
+async def test_a_stream_of_events_on_which_nothing_comes_is_a_loss():
+    async with http_server(Server()) as url:
+        manager = SessionConnectionManager(SseConnectionManager(url, sse_read_timeout=0.3))
+        await manager.start()
+        with pytest.raises(ConnectionLostError) as caught:
+            await manager.wait_closed()
+    assert isinstance(caught.value.__cause__, _sdk.http.ReadTimeout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"sse_read_timeout": -1}, ValueError, "sse_read_timeout must be"),
+        ({"on_session_created": 1}, TypeError, "on_session_created must be callable or None, not int"),
+    ],
+)
+def test_bad_input_is_refused(arguments, error, match):
+    with pytest.raises(error, match=match):
+        SseConnectionManager("http://example.org/sse", **arguments)

@@ -1,0 +1,178 @@
+"""Where the stderr of a server goes, and what is kept of it."""
+
+import io
+import sys
+
+import anyio
+import pytest
+from servers import TINY, python_server
+
+from mooring import StartTimeoutError
+from mooring.mcp import SessionConnectionManager, StdioConnectionManager, _sdk
+from mooring.mcp._stderr import TAIL_BYTES, StderrTail, piped_stderr
+
+SAYS_HELLO = python_server(
+    "import sys; sys.stderr.write('hello\\n'); sys.stderr.flush(); sys.stdin.read()"
+)
+SAYS_HELLO_TWICE = python_server(
+    "import sys; sys.stderr.write('hello\\n'); sys.stderr.flush(); sys.stdin.read()\n"
+    "sys.stderr.write('hello again\\n')"
+)
+
+
+class Log:
+    """Has a write() and nothing else; `seen` waits for a text."""
+
+    def __init__(self):
+        self.text = ""
+        self.written = anyio.Event()
+
+    def write(self, text):
+        self.text += text
+        self.written.set()
+        self.written = anyio.Event()
+
+    async def seen(self, text):
+        while text not in self.text:
+            await self.written.wait()
+
+
+async def test_it_arrives_as_it_is_written_in_whatever_has_a_write():
+    log = Log()
+    manager = StdioConnectionManager(SAYS_HELLO, log)
+    async with manager:
+        await log.seen("hello\n")
+        assert manager.stderr_tail == "hello\n"
+    assert manager.stderr_tail == "hello\n"
+
+
+@pytest.mark.parametrize("kind", ["StringIO", "file"])
+async def test_it_goes_to_a_stream_with_or_without_a_descriptor_and_is_flushed(kind, tmp_path):
+    path = tmp_path / "errors"
+    with io.StringIO() if kind == "StringIO" else path.open("w") as errlog:
+        async with StdioConnectionManager(SAYS_HELLO, errlog):
+            pass
+        assert (errlog.getvalue() if kind == "StringIO" else path.read_text()) == "hello\n"
+
+
+async def test_without_an_errlog_it_goes_to_sys_stderr_as_it_is_at_the_start(monkeypatch):
+    manager = StdioConnectionManager(SAYS_HELLO)
+    for stream in (io.StringIO(), io.StringIO()):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            async with manager:
+                pass
+        assert stream.getvalue() == "hello\n"
+
+
+async def test_there_may_be_no_sys_stderr_at_all(monkeypatch):
+    """As under pythonw."""
+    manager = StdioConnectionManager(SAYS_HELLO)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        async with manager:
+            pass
+    assert manager.stderr_tail == "hello\n"
+
+
+@pytest.mark.parametrize("errlog", [1, "path", io.BytesIO(), object()])
+def test_an_errlog_that_takes_no_text_is_refused(errlog):
+    with pytest.raises(TypeError, match="errlog must be None or have a write"):
+        StdioConnectionManager(TINY, errlog)
+
+
+async def test_an_errlog_that_fails_is_logged_once_and_hurts_nobody(caplog):
+    class Broken:
+        def write(self, text):
+            raise OSError("disk full")
+
+    manager = StdioConnectionManager(SAYS_HELLO_TWICE, Broken())
+    async with manager:
+        pass
+    assert manager.stderr_tail == "hello\nhello again\n"
+    [record] = [record for record in caplog.records if record.name == "mooring"]
+    assert record.getMessage() == f"{manager.name}: cannot write the server's stderr to errlog"
+    assert "disk full" in caplog.text
+
+
+@pytest.mark.within(30)
+async def test_P12_ten_megabytes_in_a_burst_block_nobody_and_the_tail_is_right():
+    code = (
+        "import sys\n"
+        "for n in range(100_000): sys.stderr.write(f'{n:099}\\n')\n"
+        "sys.stderr.flush(); print('done', flush=True); sys.stdin.read()"
+    )
+    errlog = io.StringIO()
+    manager = StdioConnectionManager(python_server(code), errlog)
+    async with manager as (reader, _):
+        assert isinstance(await reader.receive(), Exception)  # the server has got rid of all of it
+    assert len(errlog.getvalue()) == 10_000_000
+    lines = manager.stderr_tail.splitlines()
+    assert lines == [f"{number:099}" for number in range(100_000 - len(lines), 100_000)]
+    assert TAIL_BYTES - 100 < len(manager.stderr_tail) <= TAIL_BYTES
+
+
+async def test_P12_bytes_that_are_no_text_are_replaced():
+    code = (
+        "import os, sys; os.write(2, b'\\xff\\xc3'); os.write(2, b'\\xa4 \\xe2\\x82'); sys.stdin.read()"
+    )
+    errlog = io.StringIO()
+    manager = StdioConnectionManager(python_server(code), errlog)
+    async with manager:
+        pass
+    assert manager.stderr_tail == "\ufffd\xe4 \ufffd"
+    assert errlog.getvalue() == "\ufffd\xe4 \ufffd"
+
+
+@pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x kills at once what is ended by force")
+@pytest.mark.within(20)
+async def test_a_server_that_is_ended_by_force_is_heard_to_its_end():
+    code = (
+        "import sys\n"
+        "print('ready', file=sys.stderr, flush=True)\n"
+        "sys.stdin.read()\n"
+        "for n in range(2_000): print(f'{n:099}', file=sys.stderr)\n"
+        "print('bye', file=sys.stderr)"
+    )
+    log = Log()
+    manager = StdioConnectionManager(python_server(code), log)
+    await manager.start()
+    await log.seen("ready")
+    await manager.stop(timeout=0)
+    assert manager.stderr_tail.endswith(f"{1999:099}\nbye\n")
+
+
+async def test_what_was_written_at_the_very_end_is_read():
+    tail, errlog = StderrTail(), io.StringIO()
+    async with piped_stderr("a server", errlog, tail) as file:
+        file.write("hello")
+        file.flush()
+    assert str(tail) == errlog.getvalue() == "hello"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("whose", ["the manager's", "the caller's"])
+@pytest.mark.within(20)
+async def test_O12_the_tail_is_noted_on_a_start_that_ran_out_of_time(whose):
+    bound = 2.0
+    manager = SessionConnectionManager(
+        SAYS_HELLO, start_timeout=bound if whose == "the manager's" else 60
+    )
+    with pytest.raises(StartTimeoutError) as caught:
+        await manager.start(timeout=bound if whose == "the caller's" else None)
+    assert caught.value.__notes__ == ["the server's stderr ended so:\nhello\n"]
+
+
+def test_the_tail_begins_with_a_line_and_is_bounded():
+    tail = StderrTail()
+    assert not str(tail)
+    tail.feed(b"a" * TAIL_BYTES)
+    assert str(tail) == "a" * TAIL_BYTES
+    tail.feed(b"b")
+    assert str(tail) == "a" * (TAIL_BYTES - 1) + "b"  # one line, too long for it
+    tail.feed(b"\nsecond\nthird")
+    assert str(tail) == "second\nthird"
+
+
+def test_what_is_kept_is_said_in_the_docstring():
+    assert str(TAIL_BYTES) in StdioConnectionManager.stderr_tail.__doc__

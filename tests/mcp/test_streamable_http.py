@@ -1,0 +1,342 @@
+"""The manager for streamable HTTP: what can be given to it, and that it reaches the wire."""
+
+from contextvars import ContextVar
+
+import anyio
+import mcp
+import pytest
+from http_server import http_server, result_of_initialize
+
+from mooring import ConnectionLostError, ConnectionState
+from mooring.mcp import (
+    ClientConnectionManager,
+    SessionConnectionManager,
+    SseConnectionManager,
+    StreamableHttpConnectionManager,
+    _sdk,
+)
+
+http = _sdk.http
+ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
+only_2 = pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x cannot do this")
+URL = "http://example.org/mcp"
+
+# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+tenant = ContextVar("tenant", default="nobody")
+
+
+class TenantAuth(http.Auth):
+    def auth_flow(self, request):
+        request.headers["x-tenant"] = tenant.get()
+        yield request
+
+
+class Recorder:
+    """A server with a legacy session, which knows what it was asked."""
+
+    def __init__(self):
+        self.requests = []
+        self.answers = {}
+
+    async def __call__(self, request):
+        self.requests.append(request)
+        if request.method == "DELETE":
+            await request.answer()
+        elif request.method == "GET":
+            await request.answer("405 Method Not Allowed")
+        elif request.message["method"] == "initialize":
+            await request.answer(body=result_of_initialize(request), mcp_session_id="1")
+        elif "id" not in request.message:
+            await request.answer("202 Accepted")
+        elif answer := self.answers.get(request.message["method"]):
+            await answer(request)
+        else:
+            result = {"content": [], "tools": []}
+            await request.answer(body={"jsonrpc": "2.0", "id": request.message["id"], "result": result})
+
+    def methods(self):
+        return [request.method for request in self.requests]
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+async def test_the_connection_is_the_pair_of_streams():
+    manager = StreamableHttpConnectionManager(URL)
+    assert manager.get_streams() is None
+    async with manager as streams:
+        assert manager.get_streams() is streams
+        read_stream, write_stream = streams
+        assert hasattr(read_stream, "receive")
+        assert hasattr(write_stream, "send")
+    assert manager.get_streams() is None
+
+
+async def test_every_default_works(recorder):
+    async with (
+        http_server(recorder) as url,
+        SessionConnectionManager(StreamableHttpConnectionManager(url)) as session,
+    ):
+        await session.send_ping()
+    assert recorder.methods().count("DELETE") == 1
+
+
+async def test_C1_a_session_that_cannot_be_ended_on_the_server_is_closed_all_the_same(recorder):
+    manager = SessionConnectionManager(StreamableHttpConnectionManager(URL))
+    async with http_server(recorder) as url:
+        manager.transport.url = url
+        await manager.start()
+        await manager.connection.send_ping()
+    await manager.stop()
+    assert manager.state is ConnectionState.CLOSED
+    assert manager.exception is None
+
+
+async def test_what_is_given_in_order_reaches_the_wire(recorder):
+    made = []
+
+    def make_client(headers=None, timeout=None, auth=None):
+        made.append((headers, timeout, auth))
+        return _sdk.create_mcp_http_client(headers=headers, timeout=timeout, auth=auth)
+
+    auth = TenantAuth()
+    transport = StreamableHttpConnectionManager(
+        "http://placeholder", {"X-Key": "key"}, 1, 2.5, auth, make_client, terminate_on_close=False
+    )
+    async with http_server(recorder) as url:
+        transport.url = url
+        async with SessionConnectionManager(transport) as session:
+            await session.send_ping()
+    assert made == [({"X-Key": "key"}, http.Timeout(1, read=2.5), auth)]
+    assert {request.headers["x-key"] for request in recorder.requests} == {"key"}
+    assert {request.headers["x-tenant"] for request in recorder.requests} == {"nobody"}
+    assert "DELETE" not in recorder.methods()
+
+
+async def test_a_client_of_ones_own_is_used_as_it_is_and_not_closed(recorder):
+    async with http.AsyncClient(headers={"X-Key": "own"}, timeout=3) as client:
+        before = dict(vars(client))
+        async with http_server(recorder) as url:
+            transport = StreamableHttpConnectionManager(url, http_client=client)
+            for _ in range(2):
+                async with SessionConnectionManager(transport) as session:
+                    await session.send_ping()
+            assert not client.is_closed
+            assert vars(client).keys() == before.keys()
+            assert (await client.get(url)).status_code == 405
+    assert {request.headers["x-key"] for request in recorder.requests} == {"own"}
+
+
+async def test_a_read_timeout_ends_a_connection_whose_request_is_not_answered(recorder):
+    recorder.answers["ping"] = lambda request: anyio.sleep_forever()
+    async with http_server(recorder) as url:
+        manager = SessionConnectionManager(StreamableHttpConnectionManager(url, read_timeout=0.2))
+        session = await manager.start()
+        with pytest.raises(ERROR):
+            await session.send_ping()
+        with pytest.raises(ConnectionLostError) as caught:
+            await manager.wait_closed()
+    assert isinstance(caught.value.__cause__, http.ReadTimeout)
+
+
+@only_2
+async def test_P13_an_event_may_be_as_large_as_is_said(recorder):
+    async def answer(request):
+        await request.begin_events()
+        result = {"jsonrpc": "2.0", "id": request.message["id"], "result": {"x": "x" * 2000}}
+        await request.send_event("message", result)
+
+    recorder.answers["ping"] = answer
+    async with http_server(recorder) as url:
+        transport = StreamableHttpConnectionManager(url, max_sse_event_size=1000)
+        async with SessionConnectionManager(transport) as session:
+            with pytest.raises(ERROR, match="SSE stream failed"):
+                await session.send_ping()
+        transport = StreamableHttpConnectionManager(url, max_sse_event_size=None)
+        async with SessionConnectionManager(transport) as session:
+            await session.send_ping()
+
+
+@only_2
+@pytest.mark.parametrize("kind", [SessionConnectionManager, ClientConnectionManager])
+async def test_the_context_variables_of_a_caller_reach_the_request_that_its_call_makes(kind, recorder):
+    async def call(name):
+        tenant.set(name)
+        await manager.connection.list_tools()
+
+    async with http_server(recorder) as url:
+        manager = kind(StreamableHttpConnectionManager(url, auth=TenantAuth()))
+        tenant.set("starter")
+        async with manager:
+            tenant.set("nobody")
+            async with anyio.create_task_group() as tg:
+                for name in ("red", "blue"):
+                    tg.start_soon(call, name)
+    tenants = {"initialize": set(), "tools/list": set()}
+    for request in recorder.requests:
+        if request.method == "POST" and request.message["method"] in tenants:
+            tenants[request.message["method"]].add(request.headers["x-tenant"])
+    assert tenants["tools/list"] == {"red", "blue"}
+    assert tenants["initialize"] <= {"starter"}
+
+
+@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x resolves such a call by itself")
+async def test_P4_a_streamed_answer_that_breaks_off_is_a_loss_unless_it_can_be_resumed(recorder):
+    resumed = anyio.Event()
+
+    async def break_off(request):
+        await request.begin_events(transfer_encoding="chunked")
+        await request.stream.aclose()
+
+    async def break_off_with_an_id(request):
+        await request.begin_events(transfer_encoding="chunked")
+        event = b"id: 1\nretry: 0\nevent: message\ndata:\n\n"
+        await request.stream.send(b"%x\r\n%b\r\n" % (len(event), event))
+        await request.stream.aclose()
+
+    async def answer(request):
+        if "last-event-id" in request.headers:
+            resumed.set()
+        await recorder(request)
+
+    async with http_server(answer) as url:
+        manager = SessionConnectionManager(StreamableHttpConnectionManager(url))
+        session = await manager.start()
+        recorder.answers["ping"] = break_off_with_an_id
+        async with anyio.create_task_group() as tg:
+
+            async def ping():
+                with pytest.raises((ERROR, anyio.get_cancelled_exc_class())):
+                    await session.send_ping()
+
+            tg.start_soon(ping)
+            await resumed.wait()
+            assert manager.state is ConnectionState.OPEN
+            tg.cancel_scope.cancel()
+        recorder.answers["ping"] = break_off
+        with pytest.raises(ERROR, match="Connection closed"):
+            await session.send_ping()
+        with pytest.raises(ConnectionLostError) as caught:
+            await manager.wait_closed()
+    assert isinstance(caught.value.__cause__, http.RemoteProtocolError)
+
+
+@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x goes on after that")
+async def test_a_notification_that_is_refused_is_noted_on_the_loss_that_it_brings(recorder):
+    async def refuse(request):
+        await request.answer("500 Internal Server Error")
+
+    async def answer(request):
+        await answers[-1](request)
+
+    answers = [recorder]
+    async with http_server(answer) as url:
+        manager = SessionConnectionManager(StreamableHttpConnectionManager(url))
+        session = await manager.start()
+        await session.send_ping()
+        answers.append(refuse)
+        await session.send_roots_list_changed()
+        with pytest.raises(ConnectionLostError) as caught:
+            await manager.wait_closed()
+    assert "HTTP status 500 Internal Server Error" in caught.value.__notes__
+
+
+MANAGERS = [SseConnectionManager, StreamableHttpConnectionManager]
+managers = pytest.mark.parametrize("manager_type", MANAGERS)
+
+
+@managers
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"url": 1}, TypeError, "url must be a URL, not int"),
+        ({"url": "example.org"}, ValueError, "url must be a URL that starts with http"),
+        ({"url": "http://s3cret:s3cret"}, ValueError, "url must be a URL that starts with http"),
+        ({"url": "http://"}, ValueError, "url must be a URL that starts with http"),
+        ({"headers": ["X-Key"]}, TypeError, "headers must be a mapping or None, not list"),
+        ({"headers": {"X-Key": 1}}, TypeError, "headers must map strings to strings"),
+        ({"headers": {"s3cret key": "1"}}, ValueError, "headers must have names of letters"),
+        ({"headers": {"X-Key": "s3cret\n"}}, ValueError, r"headers\['X-Key'\] must be printable ASCII"),
+        ({"headers": {"X-Key": " s3cret"}}, ValueError, "without spaces around it"),
+        ({"headers": {"X-Key": "s3crét"}}, ValueError, "must be printable ASCII"),
+        ({"timeout": -1}, ValueError, "timeout must be"),
+        ({"timeout": "1"}, TypeError, "timeout must be"),
+        ({"auth": ("user", "s3cret")}, TypeError, r"auth must be an httpx2?\.Auth, not builtins\.tuple"),
+        (
+            {"httpx_client_factory": 1},
+            TypeError,
+            "httpx_client_factory must be callable or None, not int",
+        ),
+    ],
+)
+def test_bad_input_is_refused_without_showing_it(manager_type, arguments, error, match):
+    with pytest.raises(error, match=match) as caught:
+        manager_type(**{"url": URL, **arguments})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"read_timeout": float("nan")}, ValueError, "read_timeout must be"),
+        ({"terminate_on_close": None}, TypeError, "terminate_on_close must be a boolean, not NoneType"),
+        (
+            {"http_client": 1},
+            TypeError,
+            r"http_client must be an httpx2?\.AsyncClient, not builtins\.int",
+        ),
+        ({"colour": 1}, TypeError, "unexpected argument 'colour'"),
+        ({"url": None}, TypeError, "url must be a URL, not NoneType"),
+    ],
+)
+def test_bad_input_for_streamable_http_is_refused(arguments, error, match):
+    with pytest.raises(error, match=match):
+        StreamableHttpConnectionManager(**{"url": URL, **arguments})
+
+
+@only_2
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (True, TypeError), ("1", TypeError)])
+def test_P13_a_bad_size_is_refused(size, error):
+    with pytest.raises(error, match="max_sse_event_size must be"):
+        StreamableHttpConnectionManager(URL, max_sse_event_size=size)
+
+
+@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x takes it")
+def test_what_the_installed_sdk_cannot_honour_is_refused():
+    with pytest.raises(TypeError, match="unexpected argument 'max_sse_event_size'.* of mcp 1"):
+        StreamableHttpConnectionManager(URL, max_sse_event_size=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"headers": {}},
+        {"timeout": None},
+        {"read_timeout": 1},
+        {"auth": TenantAuth()},
+        {"httpx_client_factory": http.AsyncClient},
+    ],
+)
+async def test_what_a_client_of_ones_own_has_already_is_refused_beside_it(arguments):
+    async with http.AsyncClient() as client:
+        with pytest.raises(ValueError, match="http_client must be given headers, timeouts and auth"):
+            StreamableHttpConnectionManager(URL, http_client=client, **arguments)
+
+
+@managers
+async def test_a_factory_that_makes_something_else_is_refused(manager_type):
+    manager = manager_type(URL, httpx_client_factory=lambda **_: "client")
+    with pytest.raises(TypeError, match=r"what httpx_client_factory returns must be an httpx2?\.AsyncC"):
+        await manager.start()
+
+
+@managers
+def test_the_default_name_shows_no_more_than_the_place(manager_type):
+    manager = manager_type("https://user:s3cret@example.org:8000/mcp?token=s3cret#s3cret")
+    assert manager.name == f"{manager_type.__name__}(https://example.org:8000/mcp)"
+    assert manager_type(URL, name="files").name == "files"
+    assert "s3cret" not in repr(manager)
