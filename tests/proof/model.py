@@ -92,6 +92,7 @@ class Model:
 
     def crash(self):
         if self.state == "opening":
+            self.is_lost = False  # what opening raises wins over a loss
             self.end("Boom", "Boom")
         elif self.state == "open":
             self.is_lost = True
