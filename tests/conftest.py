@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -12,6 +13,10 @@ import anyio
 import pytest
 
 from mooring import _backend, _owner
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background jobs of a shell. The tests send it, and their subprocesses inherit this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def eager_event_loop():

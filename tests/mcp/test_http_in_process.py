@@ -23,7 +23,8 @@ pytestmark = [
 
 class Server(uvicorn.Server):
     def __init__(self, app):
-        super().__init__(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5))
+        # Its configuration of logging would switch on what other tests have switched off.
+        super().__init__(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
         self.has_started = anyio.Event()
 
     async def startup(self, sockets=None):
