@@ -105,4 +105,5 @@ def mutants(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """2,000 cycles over stdio."""
     session.install(".[test]", SDKS["2"])
-    session.run("pytest", "-q", "-n", "2", "tests/proof/test_soak.py", env={"MOORING_PROOF": "soak"})
+    options = ("-o", "faulthandler_timeout=0", "-n", "2")  # which ends what takes longer than that
+    session.run("pytest", *options, "tests/proof/test_soak.py", env={"MOORING_PROOF": "soak"})

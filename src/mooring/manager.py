@@ -265,8 +265,8 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         Cancellation:
             The owner is cancelled, too, and waited for as above, before the cancellation goes on. A
-            second native `cancel()` of an asyncio task ends that wait, and the owner goes on to its
-            end by itself.
+            native `cancel()` of an asyncio task that comes second ends that wait, and the owner goes
+            on to its end by itself.
         """
         checked_timeout("timeout", timeout)
         run = self._alive_run("stop")

@@ -167,6 +167,7 @@ SCENARIOS = {
         start_and_stay,
         opening=seconds(2),
         bound=2,
+        is_forced=True,  # where the time is over before the owner has woken up
         start_timeout=lambda unit: 2 * unit,
         allowed=StartTimeoutError,
     ),

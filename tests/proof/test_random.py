@@ -91,7 +91,7 @@ class Actors:
 
     def check_the_return(self, call):
         """What must hold at the moment that a call returns, whatever else goes on."""
-        run = call.run if call.kind == "stop" else None
+        run = call.run if call.kind == "stop" and not call.is_cut else None
         assert run is None or run.is_over, "3: stop() has ended, and the owner lives"
         if call.kind == "start" and call.ended == "returned":
             assert self.manager.state.value == "open", "start() returned what is not open"
@@ -105,11 +105,14 @@ class Actors:
             if live:
                 call = live[argument % len(live)]
                 if step == "cancel natively" and call.task is not None:
+                    # One that comes second ends the wait of a stop().
+                    call.is_cut = call.is_cancelled
                     call.task.cancel()
                 elif call.scope is not None:
                     call.scope.cancel()
                 else:
                     return
+                call.is_cancelled = True
                 self.model.cancel(call)
         elif step in self.script:
             self.script[step] = argument
@@ -130,7 +133,7 @@ class Actors:
     def begin_call(self, step, argument, now):
         call = Call(step)
         call.scope = call.task = None
-        call.is_over = False
+        call.is_over = call.is_cancelled = call.is_cut = False
         call.run = self.manager._life.run
         self.calls.append(call)
         if step == "start":
