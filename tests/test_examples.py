@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,15 @@ def test_the_web_app_does_without_the_server_that_is_down():
 
 def test_websocket():
     assert "text='3'" in run("examples/websocket.py")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise on Windows")
+def test_ctrl_c_on_trio():
+    command = [sys.executable, "examples/ctrl_c_on_trio.py"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"press Ctrl-C\n"
+        process.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in process.communicate(timeout=30)[1]
 
 
 def test_every_example_is_tested():

@@ -796,6 +796,25 @@ def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
     _backend._event_loops.clear()
 
 
+def test_C8_a_loss_of_what_was_lent_to_a_run_whose_loop_was_closed_is_its_own():
+    outer = Outer(ConnectionManager.from_factory(HeldOpen, name="inner"))
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
+    loop.run_until_complete(outer.start())
+    loop.close()
+    abandoned = outer._life.run
+
+    async def by_itself():
+        await outer.inner.start()
+        outer.inner.connection_lost()
+        with pytest.raises(ConnectionLostError, match="inner"):
+            await outer.inner.wait_closed()
+
+    asyncio.run(by_itself())
+    abandoned._coroutine.close()  # as the garbage collector does in the end
+    _backend._event_loops.clear()
+
+
 class HeldOpen:
     async def __aenter__(self):
         return 1

@@ -543,6 +543,18 @@ async def test_C2_a_timeout_of_0_cancels_at_once():
     assert probe.state is CLOSED
 
 
+async def test_a_deadline_for_what_is_over_sets_no_timer():
+    probe = Probe()
+    await probe.start()
+    run = probe._life.run
+    await probe.stop()
+    before = all_tasks()
+    run.force_within(_owner.STOP_TIMEOUT)
+    await checkpoint()
+    assert run._timer is None
+    assert all_tasks() == before
+
+
 async def test_C2_of_several_stops_the_earliest_deadline_counts():
     stage = Stage()
     probe = Probe(closing=stage)

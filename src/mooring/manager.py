@@ -108,7 +108,9 @@ class ConnectionManager(ABC, Generic[T_co]):
         """An async context manager that opens the connection, yields it, and closes it.
 
         Called once per run, in the owner task. It is public, too, as the plain form: `async with
-        manager.open_connection()` opens a connection that lives and dies in the calling task.
+        manager.open_connection()` opens a connection that lives and dies in the calling task. It is no
+        run, and has no part in the manager's state; while it is open, leave the manager unstarted, as
+        what the transport then has to say of a loss would be taken for the run's.
         """
 
     @property
@@ -417,7 +419,7 @@ class ConnectionManager(ABC, Generic[T_co]):
     def _run_of_caller(self) -> Run[object] | None:
         """The run that the calling code is a part of, else the current or last one."""
         life = self._life
-        if life.loan is not None:
+        if life.loan is not None and life.is_lent:
             return life.loan[0]._run_of_caller()
         around = [run for run in runs_around_caller() if run.life is life]
         return around[-1] if around else cast("Run[object] | None", life.run)

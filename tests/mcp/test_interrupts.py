@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise on Windows"),
-    pytest.mark.parametrize("backend", ["asyncio", "trio"]),
+    pytest.mark.parametrize("backend", ["asyncio", "trio", "trio-at-checkpoints"]),
 ]
 
 
@@ -27,9 +27,12 @@ def program(backend, phase):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        server = int(process.stdout.readline())
-        yield process
-        _, errors = process.communicate(timeout=30)
+        try:
+            server = int(process.stdout.readline())
+            yield process
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode != 0, errors
     assert "KeyboardInterrupt" in errors
     assert "Attempted to exit" not in errors

@@ -1,5 +1,7 @@
 """The manager for SSE: what can be given to it, and that it reaches the wire."""
 
+import traceback
+
 import anyio
 import pytest
 from http_server import http_server, result_of_initialize
@@ -94,6 +96,32 @@ async def test_a_stream_of_events_on_which_nothing_comes_is_a_loss():
         with pytest.raises(ConnectionLostError) as caught:
             await manager.wait_closed()
     assert isinstance(caught.value.__cause__, _sdk.http.ReadTimeout)
+
+
+async def test_a_factory_that_fails_is_all_that_is_said():
+    def fail(**_options):
+        raise LookupError("of the factory")
+
+    manager = SseConnectionManager("http://example.org/sse", httpx_client_factory=fail)
+    with pytest.raises(LookupError) as caught:
+        await manager.start()
+    assert caught.value.__notes__ == [f"mooring: raised by {manager.name} while opening"]
+
+
+@pytest.mark.parametrize(
+    "location", ["/sse's?key=s3cret", "//u:s3cret@example.org/it's?key=s3cret", "http://["]
+)
+async def test_O7_no_secret_of_a_url_of_any_shape_is_shown(location):
+    async def redirect(request):
+        await request.answer("307 Temporary Redirect", location=location)
+
+    async with http_server(redirect) as url:
+        manager = SseConnectionManager(f"{url}/it's?key=s3cret's")
+        with pytest.raises(Exception) as caught:
+            await manager.start()
+    said = "".join(traceback.format_exception(caught.value)) + repr(manager)
+    assert "HTTP status 307" in said or "Redirect" in said
+    assert "s3cret" not in said
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,16 @@ async def test_what_was_written_at_the_very_end_is_read():
     assert str(tail) == errlog.getvalue() == "hello"
 
 
+async def test_what_was_written_before_an_error_is_read():
+    tail = StderrTail()
+    with pytest.RaisesGroup(LookupError):
+        async with piped_stderr("a server", None, tail) as file:
+            file.write("hello")
+            file.flush()
+            raise LookupError
+    assert str(tail) == "hello"
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("whose", ["the manager's", "the caller's"])
 @pytest.mark.within(20)

@@ -249,9 +249,15 @@ def test_O10_bad_input_is_refused_before_anything_is_started():
     for command in ("", "  "):
         with pytest.raises(ValueError, match=r"server_params\.command must not be empty"):
             StdioConnectionManager(StdioServerParameters(command=command))
-    for command, argument in (("a\0b", "c"), ("a", "s3cret\0")):
-        with pytest.raises(ValueError, match=r"\.args must not contain NUL") as caught:
-            StdioConnectionManager(StdioServerParameters(command=command, args=[argument]))
+    for parameters in (
+        {"command": "a\0b"},
+        {"args": ["s3cret\0"]},
+        {"env": {"A\0": "b"}},
+        {"env": {"A": "s3cret\0"}},
+        {"cwd": "/\0"},
+    ):
+        with pytest.raises(ValueError, match=r"\.env and \.cwd must not contain NUL") as caught:
+            StdioConnectionManager(StdioServerParameters(**{"command": "a", **parameters}))
         assert "s3cret" not in str(caught.value)
 
 

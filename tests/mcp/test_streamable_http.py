@@ -225,6 +225,25 @@ async def test_P4_a_streamed_answer_that_breaks_off_is_a_loss_unless_it_can_be_r
     assert isinstance(caught.value.__cause__, http.RemoteProtocolError)
 
 
+async def test_a_notification_that_is_answered_with_an_empty_200_is_not_noted(recorder):
+    async def answer(request):
+        if request.method == "POST" and "id" not in request.message:
+            await request.answer("200 OK")
+        elif request.method == "POST" and request.message["method"] == "ping":
+            await request.stream.aclose()
+        else:
+            await recorder(request)
+
+    async with http_server(answer) as url:
+        manager = SessionConnectionManager(StreamableHttpConnectionManager(url))
+        session = await manager.start()
+        with pytest.raises(ERROR):
+            await session.send_ping()
+        with pytest.raises(ConnectionLostError) as caught:
+            await manager.wait_closed()
+    assert not any("200 OK" in note for note in getattr(caught.value, "__notes__", ()))
+
+
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x goes on after that")
 async def test_a_notification_that_is_refused_is_noted_on_the_loss_that_it_brings(recorder):
     async def refuse(request):

@@ -744,6 +744,17 @@ async def test_C4_a_server_that_is_frozen_does_not_hold_up_a_stop(size):
 
 @slow
 @pytest.mark.within(20)
+async def test_an_error_is_not_lost_when_the_closing_is_cut_off():
+    with echo_process() as (url, process):
+        with pytest.RaisesGroup(LookupError, allow_unwrapped=True, flatten_subgroups=True):
+            async with manager_of(url, close_timeout=0.1).open_connection():
+                process.send_signal(signal.SIGSTOP)
+                raise LookupError("of the body")
+        process.send_signal(signal.SIGCONT)
+
+
+@slow
+@pytest.mark.within(20)
 async def test_C2_a_stop_by_force_leaves_nothing():
     with echo_process() as (url, process):
         manager = manager_of(url, close_timeout=None)

@@ -55,7 +55,10 @@ def checked_url(argument: str, url: str) -> str:
 
 def shown_url(url: str) -> str:
     """The URL without user-info, query and fragment, which may be secret."""
-    return str(_sdk.http.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
+    try:
+        return str(_sdk.http.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
+    except _sdk.http.InvalidURL:  # such as where a server redirects to
+        return "(an invalid URL)"
 
 
 def check_http_type(argument: str, value: object, expected: type[object]) -> None:
@@ -235,12 +238,18 @@ class _Traffic:
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not response.is_success:
             self.refusal = _status(response)
-        elif response.status_code == HTTPStatus.OK and content_type not in UNDERSTOOD:
+        elif (
+            response.status_code == HTTPStatus.OK
+            and content_type not in UNDERSTOOD
+            and response.headers.get("content-length") != "0"  # which acknowledges a notification
+        ):
             self.refusal = f"{_status(response)}, Content-Type: {content_type or 'none'}"
         else:
             self.refusal = None
         if _sdk.FORGETS_BROKEN_RESPONSES and request.method == "POST":
-            response.stream = _Body(cast("AsyncByteStream", response.stream), self.fail)
+            has_events = content_type == "text/event-stream"
+            body = cast("AsyncByteStream", response.stream)
+            response.stream = _Body(body, has_events=has_events, on_break=self.fail)
 
     def read_instead(self, error: Exception) -> None:
         """Is told what the SDK has put into the read stream instead of a message."""
@@ -252,13 +261,17 @@ class _Traffic:
 
 
 class _Body(_sdk.http.AsyncByteStream):
-    """The body of an answer; tells of a break after which the SDK would wait for ever.
+    """The body of an answer; tells of an end after which the SDK would wait for ever.
 
-    It does not if there was an event with an id, from which the SDK takes it up again.
+    It does not if there was an event with an id, from which the SDK takes it up again. Of events, the
+    SDK reads none after the answer, so that it comes to their end only if there is no answer.
     """
 
-    def __init__(self, body: "AsyncByteStream", on_break: Callable[[Exception], object]) -> None:
+    def __init__(
+        self, body: "AsyncByteStream", *, has_events: bool, on_break: Callable[[Exception], object]
+    ) -> None:
         self._body = body
+        self._has_events = has_events
         self._on_break = on_break
         self._chunks = aiter(body)
         self._tail = b"\n"
@@ -274,6 +287,11 @@ class _Body(_sdk.http.AsyncByteStream):
         except _sdk.http.TransportError as error:
             if not self._can_be_resumed:
                 self._on_break(error)
+            raise
+        except StopAsyncIteration:
+            if self._has_events and not self._can_be_resumed:
+                text = "the stream of events has ended without an answer"
+                self._on_break(_sdk.http.RemoteProtocolError(text))
             raise
         self._can_be_resumed |= EVENT_ID.search(self._tail + chunk) is not None
         self._tail = (self._tail + chunk)[-3:]
@@ -301,9 +319,16 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _make_presentable(error: BaseException) -> None:
     """Takes user-info, query and fragment out of the URLs in its text; its type and all else stay."""
-    error.args = tuple(
-        URL_IN_TEXT.sub(r"\1\2", arg) if isinstance(arg, str) else arg for arg in error.args
-    )
+    response = error.response if isinstance(error, _sdk.http.HTTPStatusError) else None
+    # These two may be of a shape that no pattern tells from the text around them.
+    urls = () if response is None else (str(response.url), response.headers.get("location", ""))
+
+    def presentable(text: str) -> str:
+        for url in filter(None, urls):
+            text = text.replace(url, shown_url(url))
+        return URL_IN_TEXT.sub(r"\1\2", text)
+
+    error.args = tuple(presentable(arg) if isinstance(arg, str) else arg for arg in error.args)
 
 
 def _reason_of(error: BaseException) -> str | None:

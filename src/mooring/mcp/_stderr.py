@@ -84,19 +84,21 @@ async def piped_stderr(name: str, errlog: ErrorLog | None, tail: StderrTail) -> 
             with reading:
                 while True:
                     await anyio.wait_readable(read_end)
-                    pass_on(pipe.read(CHUNK_BYTES))
+                    pass_on(pipe.read(CHUNK_BYTES) or b"")
 
-        async with anyio.create_task_group() as task_group:
-            # A server that is ended by force may have much to say until it is.
-            reading = anyio.CancelScope(shield=True)
-            task_group.start_soon(read)
-            try:
-                yield file
-            finally:
-                reading.cancel()
-        for _ in range(LAST_CHUNKS):
-            pass_on(pipe.read(CHUNK_BYTES) or b"")
-        pass_on(b"", final=True)
+        try:
+            async with anyio.create_task_group() as task_group:
+                # A server that is ended by force may have much to say until it is.
+                reading = anyio.CancelScope(shield=True)
+                task_group.start_soon(read)
+                try:
+                    yield file
+                finally:
+                    reading.cancel()
+        finally:
+            for _ in range(LAST_CHUNKS):
+                pass_on(pipe.read(CHUNK_BYTES) or b"")
+            pass_on(b"", final=True)
 
 
 class _PassOn(Protocol):

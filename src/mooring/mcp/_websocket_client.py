@@ -116,6 +116,7 @@ async def websocket_streams(
     # If it followed a redirect, the headers would go to whoever that names.
     vars(opening)["process_redirect"] = _unchanged
     scheme = urlsplit(url).scheme
+    thrown: BaseException | None = None
     with CancelScope() as scope:
         async with (
             _opened(opening, scheme, add_fact) as websocket,
@@ -130,10 +131,15 @@ async def websocket_streams(
             task_group.start_soon(_watch, websocket, reader, on_end, watching)
             try:
                 yield reader, writer
+            except BaseException as exc:
+                thrown = exc
+                raise
             finally:
                 reader.is_closed = writer.is_closed = True
                 watching.cancel()
                 scope.deadline = anyio.current_time() + (inf if close_timeout is None else close_timeout)
+    if thrown is not None:  # closing was cut off, and the scope has taken the error for that
+        raise thrown
 
 
 def _connector() -> Callable[..., AbstractAsyncContextManager[WebSocket]]:

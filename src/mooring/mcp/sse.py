@@ -73,16 +73,21 @@ class SseConnectionManager(HttpConnectionManager):
     async def _open_transport(
         self, observed: "Callable[[AsyncClient], AsyncClient]"
     ) -> AsyncGenerator[TransportStreams]:
-        def make_client(*_args: object, **_options: object) -> "AsyncClient":
-            return observed(self._make_client(self.timeout, self.sse_read_timeout))
+        is_asked = is_open = False
 
-        is_open = False
+        def make_client(*_args: object, **_options: object) -> "AsyncClient":
+            nonlocal is_asked
+            client = observed(self._make_client(self.timeout, self.sse_read_timeout))
+            is_asked = True
+            return client
+
         try:
             async with _sdk.sse_streams(self.url, make_client, self.on_session_created) as streams:
                 is_open = True
                 yield streams
         except BaseException as error:
-            if not is_open and not any(isinstance(leaf, _sdk.http.HTTPError) for leaf in leaves(error)):
+            is_http = any(isinstance(leaf, _sdk.http.HTTPError) for leaf in leaves(error))
+            if is_asked and not is_open and not is_http:
                 self._add_fact("the server has sent no `endpoint` event of the same origin")
             raise
 

@@ -56,7 +56,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 
         Raises:
             TypeError: `server_params` or `errlog` is something else, or `name` is no string.
-            ValueError: The command is empty, or it or an argument contains a NUL character.
+            ValueError: The command is empty, or there is a NUL character in it, in an argument, in a
+                variable or in the folder.
         """
         if not isinstance(server_params, StdioServerParameters):
             raise TypeError(
@@ -65,9 +66,14 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         words = server_params.command.split()
         if not words:
             raise ValueError("server_params.command must not be empty")
-        if any("\0" in argument for argument in (server_params.command, *server_params.args)):
-            # Else uvloop would cut the argument off there, without a word.
-            raise ValueError("server_params.command and .args must not contain NUL characters")
+        variables = server_params.env or {}
+        folder = str(server_params.cwd or "")
+        texts = (server_params.command, *server_params.args, *variables, *variables.values(), folder)
+        if any("\0" in text for text in texts):
+            # Else uvloop would cut an argument off there, without a word.
+            raise ValueError(
+                "server_params.command, .args, .env and .cwd must not contain NUL characters"
+            )
         is_binary = isinstance(errlog, io.RawIOBase | io.BufferedIOBase)
         if errlog is not None and (is_binary or not callable(getattr(errlog, "write", None))):
             raise TypeError(

@@ -1,0 +1,27 @@
+"""A program on trio that Ctrl-C ends at any moment, with its server.
+
+Usage: python examples/ctrl_c_on_trio.py
+"""
+
+import sys
+from pathlib import Path
+
+import anyio
+from mcp import StdioServerParameters
+
+from mooring.mcp import SessionConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
+
+
+async def main() -> None:
+    async with SessionConnectionManager(server):
+        print("press Ctrl-C", flush=True)
+        await anyio.sleep_forever()
+
+
+if __name__ == "__main__":
+    # --8<-- [start:run]
+    options = {"restrict_keyboard_interrupt_to_checkpoints": True}
+    anyio.run(main, backend="trio", backend_options=options)
+    # --8<-- [end:run]
