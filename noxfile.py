@@ -1,6 +1,8 @@
 """The matrix: `nox` runs all of it, `nox -s NAME` one row, `nox -l` lists them."""
 
 import os
+import shutil
+import tarfile
 from pathlib import Path
 
 import nox
@@ -16,6 +18,7 @@ for folder in sorted(PYENV.glob("versions/3.*/bin")):
     os.environ["PATH"] += os.pathsep + str(folder)
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+MERMAID = "mermaid@11"
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
 
 
@@ -55,6 +58,7 @@ def lint(session: nox.Session) -> None:
     session.install(".[lint]", SDKS["2"])
     session.run("ruff", "format", "--check")
     session.run("ruff", "check")
+    session.run("codespell")
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "mooring", "--ignoreexternal")
@@ -64,7 +68,24 @@ def lint(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The site, into `site/`; `nox -s docs -- serve` serves it instead."""
     session.install(".[docs]", SDKS["2"])
-    session.run("mkdocs", *(session.posargs or ["build", "--strict", "--quiet"]))
+    add_mermaid(session)
+    mkdocs = ("mkdocs", *(session.posargs or ["build", "--strict", "--quiet"]))
+    session.run(*mkdocs, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+def add_mermaid(session: nox.Session) -> None:
+    """What draws the diagrams, into the site; without npm, the reader's browser asks a CDN for it."""
+    script = Path("docs/javascripts/mermaid.min.js")
+    if script.exists() or shutil.which("npm") is None:
+        return
+    folder = Path(session.create_tmp())
+    session.run("npm", "pack", "--silent", f"--pack-destination={folder}", MERMAID, external=True)
+    (package,) = folder.glob("mermaid-*.tgz")
+    with tarfile.open(package) as files:
+        source = files.extractfile("package/dist/mermaid.min.js")
+        assert source is not None
+        script.parent.mkdir(exist_ok=True)
+        script.write_bytes(source.read())
 
 
 @nox.session

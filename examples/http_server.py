@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 @contextmanager
-def running_server(transport: str) -> Generator[str]:
+def running_server(transport: str, token: str = "") -> Generator[str]:
     """In a process of its own, on any port that is free; yields the URL."""
-    command = [sys.executable, str(Path(__file__).with_name("server.py")), transport]
+    command = [sys.executable, str(Path(__file__).with_name("server.py")), transport, token]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:

@@ -1,44 +1,102 @@
-"""A transport of one's own: a TCP connection that a line is sent over, to an echo server here."""
+"""A transport of one's own, built from nothing: a line protocol over TCP. Its server is here, too.
 
-from collections.abc import AsyncGenerator
+Usage: python examples/own_transport.py [asyncio|trio]
+"""
+
+import sys
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 from anyio.abc import SocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
 
-from mooring import ConnectionManager
+from mooring import ConnectionLostError, ConnectionManager
 
 
-# --8<-- [start:transport]
-class TcpConnectionManager(ConnectionManager[SocketStream]):
+# --8<-- [start:protocol]
+class LineConnection:
+    """A request is a line, and so is its answer."""
+
+    def __init__(self, stream: SocketStream, on_broken: Callable[[Exception | None], object]) -> None:
+        self._stream = stream
+        self._lines = BufferedByteReceiveStream(stream)
+        self._lock = anyio.Lock()
+        self._on_broken = on_broken
+
+    async def receive(self) -> str:
+        return (await self._lines.receive_until(b"\n", max_bytes=1000)).decode()
+
+    async def request(self, line: str) -> str:
+        async with self._lock:
+            try:
+                await self._stream.send(f"{line}\n".encode())
+                return await self.receive()
+            except BaseException as error:
+                # The answer may come yet, and would be taken for that to the next request.
+                self._on_broken(error if isinstance(error, Exception) else None)
+                raise
+
+
+# --8<-- [end:protocol]
+
+
+# --8<-- [start:manager]
+class LineConnectionManager(ConnectionManager[LineConnection]):
+    start_timeout = 10.0
+
     def __init__(self, host: str, port: int) -> None:
-        super().__init__(name=f"tcp {host}:{port}")
+        super().__init__(name=f"lines {host}:{port}")
         self.host = host
         self.port = port
 
     @asynccontextmanager
-    async def open_connection(self) -> AsyncGenerator[SocketStream]:
+    async def open_connection(self) -> AsyncGenerator[LineConnection]:
         async with await anyio.connect_tcp(self.host, self.port) as stream:
-            yield stream
+            connection = LineConnection(stream, on_broken=self.connection_lost)
+            greeting = await connection.receive()
+            if greeting != "READY":
+                raise ConnectionError(f"expected READY, and the server said {greeting!r}")
+            yield connection
 
 
-# --8<-- [end:transport]
-async def echo(stream: SocketStream) -> None:
+# --8<-- [end:manager]
+
+
+async def serve(stream: SocketStream) -> None:
+    lines = BufferedByteReceiveStream(stream)
     async with stream:
-        async for data in stream:
-            await stream.send(data)
+        await stream.send(b"READY\n")
+        while (line := await lines.receive_until(b"\n", max_bytes=1000)) != b"quit":
+            await stream.send(line.upper() + b"\n")
+
+
+# --8<-- [start:use]
+async def use(port: int) -> None:
+    manager = LineConnectionManager("127.0.0.1", port)
+    async with manager as connection:
+        print(await connection.request("hello"))
+        try:
+            await connection.request("quit")  # the server hangs up
+        except anyio.IncompleteRead:
+            print("the request has failed")
+        try:
+            await manager.wait_closed()
+        except ConnectionLostError as error:
+            print(f"lost, because of {type(error.__cause__).__name__}")
+
+
+# --8<-- [end:use]
 
 
 async def main() -> None:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    port: int = listener.extra(anyio.abc.SocketAttribute.local_port)
     async with listener, anyio.create_task_group() as task_group:
-        task_group.start_soon(listener.serve, echo)
-        async with TcpConnectionManager("127.0.0.1", port) as stream:
-            await stream.send(b"hello")
-            print(await stream.receive())
+        task_group.start_soon(listener.serve, serve)
+        await use(port)
         task_group.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    anyio.run(main, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

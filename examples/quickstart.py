@@ -12,7 +12,9 @@ from mcp import StdioServerParameters
 from mooring.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
+# --8<-- [start:manager]
 manager = SessionConnectionManager(server)
+# --8<-- [end:manager]
 
 
 def say(what: str) -> None:
@@ -20,12 +22,17 @@ def say(what: str) -> None:
     print(f"{task:<10} {what:<26} state: {manager.state.value}")
 
 
+# --8<-- [start:opener]
 async def opener() -> None:
     say("starts the server")
     await manager.start()
     say("has started it, and ends")
 
 
+# --8<-- [end:opener]
+
+
+# --8<-- [start:caller]
 async def caller(number: int) -> None:
     result = await manager.connection.call_tool("add", {"a": number, "b": number})
     [content] = result.content
@@ -33,10 +40,17 @@ async def caller(number: int) -> None:
     say(f"{number} + {number} = {content.text}")
 
 
+# --8<-- [end:caller]
+
+
+# --8<-- [start:closer]
 async def closer() -> None:
     say("stops the server")
     await manager.stop()
     say("has stopped it")
+
+
+# --8<-- [end:closer]
 
 
 async def main() -> None:

@@ -1,6 +1,6 @@
 """A small MCP server for the other examples, on stdio or over HTTP. Runs on mcp 1.x and 2.x.
 
-Usage: python examples/server.py [sse|streamable-http]
+Usage: python examples/server.py [sse|streamable-http [TOKEN]]
 """
 
 import os
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
+    from starlette.types import ASGIApp, Receive, Scope, Send
 else:
     try:
         from mcp.server.mcpserver import MCPServer
     except ImportError:  # mcp 1.x
         from mcp.server.fastmcp import FastMCP as MCPServer
 
+# --8<-- [start:server]
 server = MCPServer("examples")
 
 
@@ -24,17 +26,35 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+# --8<-- [end:server]
+
+
 @server.tool()
 def process_id() -> int:
     """The id of the server's process."""
     return os.getpid()
 
 
+def guarded(app: "ASGIApp", token: str) -> "ASGIApp":
+    """The application, for those who have the token."""
+    from starlette.responses import Response
+
+    async def guard(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] != "http" or (b"authorization", f"Bearer {token}".encode()) in scope["headers"]:
+            await app(scope, receive, send)
+        else:
+            await Response(status_code=401, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    return guard
+
+
 if __name__ == "__main__":
     if sys.argv[1:]:
         import uvicorn
 
-        app = server.sse_app() if sys.argv[1] == "sse" else server.streamable_http_app()
-        uvicorn.run(app, port=0, access_log=False, timeout_graceful_shutdown=1)
+        transport, token = sys.argv[1], "".join(sys.argv[2:])
+        app = server.sse_app() if transport == "sse" else server.streamable_http_app()
+        served = guarded(app, token) if token else app
+        uvicorn.run(served, port=0, access_log=False, timeout_graceful_shutdown=1)
     else:
         server.run()

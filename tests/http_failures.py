@@ -1,7 +1,7 @@
 """How opening a session over HTTP can fail, what is caught then, and what it says.
 
-Run as a program, it writes the table in `docs/failures.md`, of which it fills in the column of the
-installed SDK.
+Run as a program, it writes the table in `docs/reference/failures.md`, of which it fills in the column of
+the installed SDK.
 """
 
 import re
@@ -22,7 +22,7 @@ from mooring.mcp import (
     _sdk,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "failures.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "failures.md"
 START_TIMEOUT = 1
 SECRET = "s3cret"
 

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
+import mooring.mcp
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(*args):
+def run(*args, stdin=None):
     return subprocess.run(
         [sys.executable, *args],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
+        input=stdin,
         check=True,
         env={**os.environ, "PYTHONWARNINGS": "default"},
     ).stdout
@@ -45,15 +48,92 @@ def test_three_tasks():
     assert run("examples/three_tasks.py").count("text='3'") == 2
 
 
-def test_own_transport():
-    assert run("examples/own_transport.py") == "b'hello'\n"
+backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
-def test_noticing_a_loss():
-    assert run("examples/noticing_a_loss.py").splitlines() == [
-        "counter: the connection was lost, because: the cable was cut",
-        "counter: the connection was lost, because: the cable was cut again",
+@backends
+def test_own_transport(backend):
+    assert run("examples/own_transport.py", backend).splitlines() == [
+        "HELLO",
+        "the request has failed",
+        "lost, because of IncompleteRead",
     ]
+    page = (ROOT / "docs/tutorial/own-transport.md").read_text()
+    assert run("examples/own_transport.py", backend) in page
+
+
+@backends
+def test_noticing_a_loss(backend):
+    lost = "calculator: the connection was lost: the server closed its output"
+    lines = run("examples/noticing_a_loss.py", backend).splitlines()
+    assert lines.pop() == "the state is closed"
+    assert sorted(lines) == [lost, lost, "the state is failed", "the state is failed"]
+
+
+@backends
+def test_timeouts(backend):
+    assert run("examples/timeouts.py", backend).endswith(": no connection within 0.5 s\n")
+
+
+@backends
+def test_auth(backend):
+    refused, result = run("examples/auth.py", backend).splitlines()
+    assert refused == "HTTP status 401 Unauthorized, WWW-Authenticate: Bearer"
+    assert "text='3'" in result
+    assert refused in (ROOT / "docs/how-to/http.md").read_text()
+
+
+def test_before_and_after():
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run("examples/before.py")
+    assert "RuntimeError: Attempted to exit cancel scope in a different task" in caught.value.stderr
+    for backend in ("asyncio", "trio"):
+        tools, states = run("examples/after.py", backend).splitlines()
+        assert "'add': " in tools
+        assert states == "closed closed closed"
+
+
+@backends
+def test_session_group(backend):
+    tools, result, left = run("examples/session_group.py", backend).splitlines()
+    assert tools == "green.add green.process_id red.add red.process_id"
+    assert "text='3'" in result
+    assert left == "closed closed"
+
+
+def test_synchronous():
+    assert run("examples/synchronous.py") == "0 2 4 6 8\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_forked_worker():
+    assert run("examples/forked_worker.py").splitlines() == [
+        "worker: open",
+        "worker: closed",
+        "parent: new",
+    ]
+
+
+def test_notebook():
+    """asyncio's own console runs each statement in a task of its own, as a notebook does its cells."""
+    printed = run("-m", "asyncio", stdin=(ROOT / "examples/notebook.ipy").read_text())
+    assert "text='3'" in printed
+    assert "ConnectionState.CLOSED" in printed
+
+
+@pytest.mark.parametrize("plugin", ["anyio", "asyncio"])
+def test_pytest_fixtures(plugin):
+    path = {"anyio": "pytest_fixtures", "asyncio": "pytest_asyncio_fixtures"}[plugin]
+    options = ("-q", "-c", os.devnull, f"--rootdir={ROOT}", "-p", "no:cacheprovider")
+    printed = run("-m", "pytest", *options, f"examples/{path}.py")
+    assert f"{ {'anyio': 4, 'asyncio': 1}[plugin] } passed" in printed
+
+
+def test_stderr_and_logging():
+    printed = run("examples/stderr_and_logging.py")
+    kind = printed.partition("\n")[0]
+    assert kind in {"MCPError", "McpError"}
+    assert printed.replace(kind, "MCPError") == (ROOT / "examples/stderr_and_logging.txt").read_text()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -85,8 +165,14 @@ def test_ctrl_c_on_trio():
 
 
 def test_every_example_is_tested():
-    tested = set(re.findall(r"examples/(\w+)\.py", Path(__file__).read_text()))
+    named = set(re.findall(r"examples/(\w+)\.py|\"(pytest_\w+)\"", Path(__file__).read_text()))
+    tested = {path or plugin for path, plugin in named}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server", "http_server"} == tested
+
+
+def test_the_quickstart_prints_what_the_tutorial_shows():
+    shown = (ROOT / "examples/quickstart.txt").read_text()
+    assert sorted(run("examples/quickstart.py").splitlines()) == sorted(shown.splitlines())
 
 
 def test_the_readme_shows_the_example():
@@ -96,6 +182,30 @@ def test_the_readme_shows_the_example():
     assert len([line for line in shown.splitlines() if line]) <= 12
 
 
-def test_the_pages_include_snippets_in_the_form_that_is_understood():
-    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
-    assert pages.count('\n--8<-- "examples/') == len(re.findall(r"--8\b|--8\s*<", pages)) > 0
+def test_all_code_on_the_pages_is_that_of_examples():
+    for page in (ROOT / "docs").rglob("*.md"):
+        for kind, code in re.findall(
+            r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            if kind == "python":
+                assert re.fullmatch(r'--8<-- "examples/\w+\.i?py:\w+"\n', code), (page, code)
+            elif kind == "sh":
+                assert all(
+                    re.match(r"python3 -m venv|\.venv/bin/python ", line) for line in code.splitlines()
+                )
+            else:
+                assert kind in {"", "mermaid"}  # what is printed, and a diagram
+
+
+def test_the_reference_has_every_public_name():
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
+    public = {f"mooring.{name}" for name in mooring.__all__ if name not in mooring.errors.__all__}
+    public |= {f"mooring.mcp.{name}" for name in mooring.mcp.__all__}
+    assert documented == public | {"mooring.errors"}
+
+
+def test_the_links_of_the_files_that_are_no_pages_lead_somewhere():
+    for path in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
+            assert (ROOT / target).exists(), f"{path.name}: {target}"

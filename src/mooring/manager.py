@@ -255,9 +255,9 @@ class ConnectionManager(ABC, Generic[T_co]):
         in `exception`, and not raised here.
 
         Args:
-            timeout: Seconds that closing may take before the owner is cancelled. 0 cancels it at
-                once, `None` never. Of several calls, the earliest deadline counts. A cancelled
-                owner is waited for 10 seconds more.
+            timeout: Seconds that closing may take before the owner is cancelled, 30 if not given. 0
+                cancels it at once, `None` never. Of several calls, the earliest deadline counts. A
+                cancelled owner is waited for 10 seconds more.
 
         Raises:
             StopTimeoutError: The owner is still alive after that.

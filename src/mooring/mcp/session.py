@@ -92,8 +92,8 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
             transport: A manager of the streams; it must not be started by itself. Also the
                 parameters of a stdio server, or the URL of a streamable HTTP server.
             name: See `ConnectionManager`.
-            start_timeout: Seconds for opening the transport and the handshake together, `None` for
-                any time.
+            start_timeout: Seconds for opening the transport and the handshake together, 60 if not
+                given, `None` for any time.
             **options: What the SDK's `ClientSession` takes beside the streams.
                 `read_timeout_seconds` may be seconds or a `timedelta` on either line of the SDK.
 
@@ -140,8 +140,8 @@ class ClientConnectionManager(ConnectionManager["Client"]):
             transport: A manager of the streams; it must not be started by itself. Also the
                 parameters of a stdio server, or the URL of a streamable HTTP server.
             name: See `ConnectionManager`.
-            start_timeout: Seconds for opening the transport and the handshake together, `None` for
-                any time.
+            start_timeout: Seconds for opening the transport and the handshake together, 60 if not
+                given, `None` for any time.
             **options: What the SDK's `Client` takes beside the server.
 
         Raises:

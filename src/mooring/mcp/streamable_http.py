@@ -67,9 +67,10 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
         Args:
             url: The server's endpoint.
             headers: Sent with every request.
-            timeout: Seconds for each step of a request but for reading, `None` for any time.
-            read_timeout: Seconds without anything to read after which a request fails, `None` for any
-                time.
+            timeout: Seconds for each step of a request but for reading, 30 if not given, `None` for
+                any time.
+            read_timeout: Seconds without anything to read after which a request fails, 300 if not
+                given, `None` for any time.
             auth: Authenticates every request: an `httpx2.Auth`, with mcp 1.x an `httpx.Auth`.
             httpx_client_factory: Is given `headers`, `timeout` and `auth`, and makes the HTTP client
                 of each run, which is closed with it. `None` means the SDK's.

@@ -85,12 +85,12 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
                 `None` none. Needs websockets 15 or newer; below, no proxy is ever used.
             open_timeout: Seconds for connecting, TLS and the upgrade together, `None` for any time.
             close_timeout: Seconds for writing what is being written and for the closing handshake,
-                `None` for any time.
+                2 if not given, `None` for any time.
             ping_interval: Seconds between pings, `None` for none.
             ping_timeout: Seconds after which a peer that has not answered a ping is lost, `None` for
                 never.
-            max_message_bytes: The size of a message that the server may send; a larger one ends the
-                connection with code 1009. `None` for any size.
+            max_message_bytes: The size of a message that the server may send, 16 MiB if not given; a
+                larger one ends the connection with code 1009. `None` for any size.
             compression: `"deflate"` offers it to the server, at a great cost of time.
             subprotocols: What is offered to the server. It may choose one of them or none.
             name: See `ConnectionManager`; without one, the URL's scheme, host and path are shown.

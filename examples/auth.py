@@ -1,0 +1,54 @@
+"""A token for each request, which is asked for again when the server refuses it.
+
+Usage: python examples/auth.py [asyncio|trio]
+It starts a server that wants a token.
+"""
+
+import sys
+from collections.abc import Generator
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import anyio
+from http_server import running_server
+
+from mooring.mcp import SessionConnectionManager, StreamableHttpConnectionManager
+
+if TYPE_CHECKING:
+    import httpx2 as httpx
+else:
+    try:
+        import httpx2 as httpx  # the HTTP library of mcp 2.x
+    except ImportError:
+        import httpx  # that of mcp 1.x
+
+
+# --8<-- [start:auth]
+class TokenAuth(httpx.Auth):
+    def __init__(self) -> None:
+        self.token = "expired"
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        response = yield request
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            self.token = "valid"  # ask for a new one here
+            request.headers["Authorization"] = f"Bearer {self.token}"
+            yield request
+
+
+async def main(url: str) -> None:
+    try:
+        await SessionConnectionManager(url).start()
+    except Exception as error:  # noqa: BLE001 - the SDK's, which has a name on each of its lines
+        print(error.__notes__[0])
+    transport = StreamableHttpConnectionManager(url, auth=TokenAuth())
+    async with SessionConnectionManager(transport) as session:
+        print((await session.call_tool("add", {"a": 1, "b": 2})).content)
+
+
+# --8<-- [end:auth]
+
+if __name__ == "__main__":
+    with running_server("streamable-http", token="valid") as url:
+        anyio.run(main, url, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

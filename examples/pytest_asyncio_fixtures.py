@@ -1,0 +1,30 @@
+"""The same with pytest-asyncio.
+
+Usage: pytest examples/pytest_asyncio_fixtures.py
+"""
+
+import sys
+from collections.abc import AsyncGenerator
+
+import pytest
+import pytest_asyncio
+from mcp import ClientSession, StdioServerParameters
+
+from mooring.mcp import SessionConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
+
+
+# --8<-- [start:fixture]
+@pytest_asyncio.fixture
+async def session() -> AsyncGenerator[ClientSession]:
+    async with SessionConnectionManager(server) as session:
+        yield session
+
+
+@pytest.mark.asyncio
+async def test_the_server_adds(session: ClientSession) -> None:
+    await session.call_tool("add", {"a": 1, "b": 2})
+
+
+# --8<-- [end:fixture]

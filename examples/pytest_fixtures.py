@@ -1,0 +1,40 @@
+"""A session as a fixture, with anyio's own plugin for pytest, on asyncio and on trio.
+
+Usage: pytest examples/pytest_fixtures.py
+"""
+
+import sys
+from collections.abc import AsyncGenerator
+
+import pytest
+from mcp import ClientSession, StdioServerParameters
+
+from mooring.mcp import SessionConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
+
+
+# --8<-- [start:fixture]
+@pytest.fixture(params=["asyncio", "trio"], scope="module")
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+async def session(anyio_backend: str) -> AsyncGenerator[ClientSession]:
+    async with SessionConnectionManager(server) as session:
+        yield session
+
+
+@pytest.mark.anyio
+async def test_the_server_adds(session: ClientSession) -> None:
+    result = await session.call_tool("add", {"a": 1, "b": 2})
+    assert not result.model_dump().get("isError")
+
+
+# --8<-- [end:fixture]
+
+
+@pytest.mark.anyio
+async def test_the_server_adds_again(session: ClientSession) -> None:
+    await session.call_tool("add", {"a": 3, "b": 4})

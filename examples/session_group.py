@@ -1,0 +1,49 @@
+"""The SDK's `ClientSessionGroup`, with sessions that mooring holds.
+
+Usage: python examples/session_group.py [asyncio|trio]
+"""
+
+import sys
+
+import anyio
+from mcp import ClientSessionGroup, StdioServerParameters
+from mcp.types import Implementation
+
+from mooring.mcp import SessionConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
+
+
+# --8<-- [start:group]
+managers = {name: SessionConnectionManager(server, name=name) for name in ("red", "green")}
+group = ClientSessionGroup(component_name_hook=lambda tool, info: f"{info.name}.{tool}")
+
+
+async def connect(name: str) -> None:
+    session = await managers[name].start()
+    await group.connect_with_session(Implementation(name=name, version="1"), session)
+
+
+async def disconnect(name: str) -> None:
+    await group.disconnect_from_server(managers[name].connection)
+    await managers[name].stop()
+
+
+# --8<-- [end:group]
+
+
+async def main() -> None:
+    for name in managers:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(connect, name)
+    print(*sorted(group.tools))
+    result = await group.call_tool("red.add", {"a": 1, "b": 2})
+    print(result.content)
+    for name in managers:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(disconnect, name)
+    print(*group.tools, *(manager.state.value for manager in managers.values()))
+
+
+if __name__ == "__main__":
+    anyio.run(main, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

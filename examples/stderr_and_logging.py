@@ -1,0 +1,38 @@
+"""Where a server's stderr goes, and what mooring logs.
+
+Usage: python examples/stderr_and_logging.py
+"""
+
+import io
+import logging
+import sys
+
+import anyio
+from mcp import StdioServerParameters
+
+from mooring.mcp import SessionConnectionManager, StdioConnectionManager
+
+PROGRAM = "import sys; print('no licence found', file=sys.stderr)"
+server = StdioServerParameters(command=sys.executable, args=["-c", PROGRAM])
+
+
+# --8<-- [start:stderr]
+async def main() -> None:
+    errlog = io.StringIO()
+    transport = StdioConnectionManager(server, errlog)
+    try:
+        await SessionConnectionManager(transport).start()
+    except Exception as error:  # noqa: BLE001 - the SDK's, which has a name on each of its lines
+        print(type(error).__name__, *error.__notes__, sep="\n- ")
+    print(f"errlog has: {errlog.getvalue()!r}")
+    print(f"the tail is: {transport.stderr_tail!r}")
+
+
+# --8<-- [end:stderr]
+
+if __name__ == "__main__":
+    # --8<-- [start:logging]
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("mooring").setLevel(logging.DEBUG)
+    # --8<-- [end:logging]
+    anyio.run(main)

@@ -1,0 +1,96 @@
+"""One session for the threads of a synchronous web application, here a WSGI one.
+
+Usage: python examples/synchronous.py
+It starts the application in a server with a thread for each request, and asks that for something.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from threading import Thread
+from urllib.request import urlopen
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from mcp import StdioServerParameters
+
+from mooring.mcp import SessionConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
+
+
+# --8<-- [start:calculator]
+class Calculator:
+    """For any thread. The portal is an event loop in a thread of its own."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
+        self._manager = SessionConnectionManager(server)
+
+    def add(self, a: int, b: int) -> str:
+        return self._portal.call(self._add, a, b)
+
+    async def _add(self, a: int, b: int) -> str:
+        session = await self._manager.start(timeout=10)  # the open one, or a new attempt
+        result = await session.call_tool("add", {"a": a, "b": b})
+        [content] = result.content
+        assert content.type == "text"
+        return content.text
+
+    def close(self) -> None:
+        self._portal.call(self._manager.stop)
+
+
+# --8<-- [end:calculator]
+
+
+def application_with(calculator: Calculator) -> Callable[..., Iterable[bytes]]:
+    def application(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
+        number = int(environ["PATH_INFO"].strip("/"))
+        answer = calculator.add(number, number)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [answer.encode()]
+
+    return application
+
+
+class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
+    pass
+
+
+class SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of its base
+        pass
+
+
+def fetch(url: str) -> str:
+    with urlopen(url, timeout=30) as response:
+        return str(response.read(), "utf-8")
+
+
+# --8<-- [start:main]
+def main() -> None:
+    with start_blocking_portal() as portal:
+        calculator = Calculator(portal)
+        try:
+            serve(application_with(calculator))
+        finally:
+            calculator.close()
+
+
+# --8<-- [end:main]
+
+
+def serve(application: Callable[..., Iterable[bytes]]) -> None:
+    with make_server("127.0.0.1", 0, application, ThreadingWSGIServer, SilentHandler) as web_server:
+        Thread(target=web_server.serve_forever).start()
+        url = f"http://127.0.0.1:{web_server.server_port}"
+        with ThreadPoolExecutor() as pool:
+            print(*pool.map(fetch, [f"{url}/{number}" for number in range(5)]))
+        web_server.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Bounds for opening, for a call, and for closing.
+
+Usage: python examples/timeouts.py [asyncio|trio]
+"""
+
+import sys
+from pathlib import Path
+
+import anyio
+from mcp import StdioServerParameters
+
+from mooring import StartTimeoutError
+from mooring.mcp import SessionConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
+mute = StdioServerParameters(command=sys.executable, args=["-c", "import time; time.sleep(600)"])
+
+
+# --8<-- [start:timeouts]
+async def main() -> None:
+    manager = SessionConnectionManager(
+        server,
+        start_timeout=20,  # of each attempt to open, whoever waits for it
+        read_timeout_seconds=30,  # of each request: the SDK's
+    )
+    session = await manager.start(timeout=10)  # this caller's patience
+    await session.call_tool("add", {"a": 1, "b": 2})
+    await manager.stop(timeout=5)  # then the owner is cancelled
+
+    try:
+        await SessionConnectionManager(mute, start_timeout=0.5).start()
+    except StartTimeoutError as error:
+        print(error)
+
+
+# --8<-- [end:timeouts]
+
+if __name__ == "__main__":
+    anyio.run(main, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")
