@@ -283,11 +283,9 @@ class Run(Generic[T]):
 
     def force_within(self, seconds: float | None) -> None:
         """Cancels the owner in so many seconds at most; does nothing if that is `None`."""
-        if seconds is None or self.is_over or self._forced:
-            return
-        force_at = self._loop.time() + seconds
-        if force_at < self._force_at:
-            self._force_at = force_at
+        can_come = not self._forced and not self.is_over
+        if seconds is not None and self._loop.time() + seconds < self._force_at and can_come:
+            self._force_at = self._loop.time() + seconds
             self._set_timer(seconds, self._cancel)
 
     def lose(self, cause: BaseException | None, message: str = "the connection was lost") -> None:

@@ -185,11 +185,16 @@ async def test_the_context_variables_of_a_caller_reach_the_request_that_its_call
 
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x resolves such a call by itself")
-async def test_P4_a_streamed_answer_that_breaks_off_is_a_loss_unless_it_can_be_resumed(recorder):
+@pytest.mark.parametrize("has_empty_id", [False, True])
+async def test_P4_a_streamed_answer_that_breaks_off_is_a_loss_unless_it_can_be_resumed(
+    recorder, has_empty_id
+):
     resumed = anyio.Event()
 
     async def break_off(request):
         await request.begin_events(transfer_encoding="chunked")
+        if has_empty_id:  # which is none
+            await request.stream.send(b"5\r\nid: \n\r\n")
         await request.stream.aclose()
 
     async def break_off_with_an_id(request):
@@ -242,6 +247,32 @@ async def test_a_notification_that_is_answered_with_an_empty_200_is_not_noted(re
         with pytest.raises(ConnectionLostError) as caught:
             await manager.wait_closed()
     assert not any("200 OK" in note for note in getattr(caught.value, "__notes__", ()))
+
+
+async def test_a_cancelled_call_whose_stream_ends_properly_is_no_loss(recorder):
+    """So may a server end it: there is no answer to a cancelled request."""
+    asked, answered = anyio.Event(), anyio.Event()
+
+    async def end(request):
+        await request.begin_events(transfer_encoding="chunked")
+        asked.set()
+        await answered.wait()
+        await request.stream.send(b"0\r\n\r\n")
+        await request.stream.aclose()
+
+    async with http_server(recorder) as url:
+        manager = SessionConnectionManager(StreamableHttpConnectionManager(url))
+        session = await manager.start()
+        recorder.answers["ping"] = end
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(session.send_ping)
+            await asked.wait()
+            tg.cancel_scope.cancel()
+        answered.set()
+        await anyio.wait_all_tasks_blocked()
+        await session.list_tools()
+        assert manager.state is ConnectionState.OPEN
+        await manager.stop()
 
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x goes on after that")

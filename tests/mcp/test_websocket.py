@@ -451,7 +451,9 @@ def test_a_proxy_needs_a_library_that_knows_them():
 def test_what_cannot_be_imported_is_told_with_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mooring.mcp._websocket_client", None)
     monkeypatch.delattr("mooring.mcp._websocket_client")
-    with pytest.raises(ImportError, match=r"websockets 13.1 or newer: install mooring\[websocket\]"):
+    with pytest.raises(
+        ImportError, match=r"websockets 13\.1 or newer, which mooring's extra `websocket` brings"
+    ):
         WebSocketConnectionManager("ws://example.org")
 
 

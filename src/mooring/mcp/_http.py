@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from httpx2 import AsyncByteStream, AsyncClient, Auth, Request, Response
     from mcp.shared._httpx_utils import McpHttpClientFactory
 
-__all__ = ["HttpConnectionManager", "check_http_type", "checked_url", "leaves", "shown_url"]
+__all__ = ["HttpConnectionManager", "Traffic", "check_http_type", "checked_url", "leaves", "shown_url"]
 
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """What HTTP lets a header be called, and an authentication scheme."""
 
 UNDERSTOOD: Final = {"application/json", "text/event-stream"}
-EVENT_ID: Final = re.compile(rb"[\r\n]id:")
+EVENT_ID: Final = re.compile(rb"[\r\n]id: ?[^\r\n ]")
 URL_IN_TEXT: Final = re.compile(r"(https?://)(?:[^\s/?#'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
 
 
@@ -55,10 +55,7 @@ def checked_url(argument: str, url: str) -> str:
 
 def shown_url(url: str) -> str:
     """The URL without user-info, query and fragment, which may be secret."""
-    try:
-        return str(_sdk.http.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
-    except _sdk.http.InvalidURL:  # such as where a server redirects to
-        return "(an invalid URL)"
+    return str(_sdk.http.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
 
 
 def check_http_type(argument: str, value: object, expected: type[object]) -> None:
@@ -130,10 +127,8 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         return self.connection if self.state is ConnectionState.OPEN else None
 
     @abstractmethod
-    def _open_transport(
-        self, observed: "Callable[[AsyncClient], AsyncClient]"
-    ) -> AbstractAsyncContextManager[TransportStreams]:
-        """The SDK's transport, on a client that `observed` has returned."""
+    def _open_transport(self, traffic: "Traffic") -> AbstractAsyncContextManager[TransportStreams]:
+        """The SDK's transport, on a client that `traffic.observed()` has returned."""
 
     @abstractmethod
     def _why_fatal(self, request: "Request", response: "Response") -> str | None:
@@ -146,10 +141,10 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
             self._tell(error, traffic.refusal)
             self.connection_lost(error)
 
-        traffic = _Traffic(lose, self._why_fatal)
+        traffic = Traffic(lose, self._why_fatal)
         try:
             with traffic.scope:
-                async with self._open_transport(traffic.observed) as streams:
+                async with self._open_transport(traffic) as streams:
                     try:
                         yield watched(streams, lose, traffic.read_instead)
                     finally:
@@ -177,11 +172,12 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
                     self._add_fact(reason)
 
 
-class _Traffic:
+class Traffic:
     """What is seen of the requests of one run.
 
     Attributes:
         scope: Around the transport; cancelled by a failure, as the SDK's own task group is.
+        has_asked: Whether a request was made, and did not fail.
         failure: What has ended the transport without the SDK's saying so.
         refusal: The last answer, if it was one that helps nobody on.
         is_over: Whether the transport is being closed, and can fail no more.
@@ -193,6 +189,7 @@ class _Traffic:
         why_fatal: "Callable[[Request, Response], str | None]",
     ) -> None:
         self.scope = CancelScope()
+        self.has_asked = False
         self.failure: Exception | None = None
         self.refusal: str | None = None
         self.is_over = False
@@ -210,9 +207,11 @@ class _Traffic:
         client_send = cast("Callable[..., Awaitable[Response]]", client.send)
 
         async def send(request: "Request", **options: object) -> "Response":
+            self.has_asked = True
             try:
                 response = await client_send(request, **options)
             except Exception as error:
+                self.has_asked = False
                 # The SDK can do without the stream of a GET; but where nobody listens for that,
                 # nobody does for messages.
                 if request.method == "POST" or isinstance(error, _sdk.http.ConnectError):
@@ -247,9 +246,7 @@ class _Traffic:
         else:
             self.refusal = None
         if _sdk.FORGETS_BROKEN_RESPONSES and request.method == "POST":
-            has_events = content_type == "text/event-stream"
-            body = cast("AsyncByteStream", response.stream)
-            response.stream = _Body(body, has_events=has_events, on_break=self.fail)
+            response.stream = _Body(cast("AsyncByteStream", response.stream), self.fail)
 
     def read_instead(self, error: Exception) -> None:
         """Is told what the SDK has put into the read stream instead of a message."""
@@ -261,17 +258,14 @@ class _Traffic:
 
 
 class _Body(_sdk.http.AsyncByteStream):
-    """The body of an answer; tells of an end after which the SDK would wait for ever.
+    """The body of an answer; tells of a break after which the SDK would wait for ever.
 
-    It does not if there was an event with an id, from which the SDK takes it up again. Of events, the
-    SDK reads none after the answer, so that it comes to their end only if there is no answer.
+    It does not if there was an event with an id, from which the SDK takes it up again. A proper end
+    without an answer is no break: so may a server end a call that was cancelled.
     """
 
-    def __init__(
-        self, body: "AsyncByteStream", *, has_events: bool, on_break: Callable[[Exception], object]
-    ) -> None:
+    def __init__(self, body: "AsyncByteStream", on_break: Callable[[Exception], object]) -> None:
         self._body = body
-        self._has_events = has_events
         self._on_break = on_break
         self._chunks = aiter(body)
         self._tail = b"\n"
@@ -288,13 +282,8 @@ class _Body(_sdk.http.AsyncByteStream):
             if not self._can_be_resumed:
                 self._on_break(error)
             raise
-        except StopAsyncIteration:
-            if self._has_events and not self._can_be_resumed:
-                text = "the stream of events has ended without an answer"
-                self._on_break(_sdk.http.RemoteProtocolError(text))
-            raise
         self._can_be_resumed |= EVENT_ID.search(self._tail + chunk) is not None
-        self._tail = (self._tail + chunk)[-3:]
+        self._tail = (self._tail + chunk)[-5:]
         return chunk
 
     @override
@@ -324,8 +313,9 @@ def _make_presentable(error: BaseException) -> None:
     urls = () if response is None else (str(response.url), response.headers.get("location", ""))
 
     def presentable(text: str) -> str:
-        for url in filter(None, urls):
-            text = text.replace(url, shown_url(url))
+        for url in urls:
+            if f"'{url}'" in text:  # as the HTTP library shows both
+                text = text.replace(f"'{url}'", f"'{shown_url(url)}'")
         return URL_IN_TEXT.sub(r"\1\2", text)
 
     error.args = tuple(presentable(arg) if isinstance(arg, str) else arg for arg in error.args)

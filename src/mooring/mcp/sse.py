@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from .._arguments import checked_timeout
 from . import _sdk
-from ._http import HttpConnectionManager, leaves
+from ._http import HttpConnectionManager, Traffic, leaves
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
@@ -70,24 +70,18 @@ class SseConnectionManager(HttpConnectionManager):
 
     @override
     @asynccontextmanager
-    async def _open_transport(
-        self, observed: "Callable[[AsyncClient], AsyncClient]"
-    ) -> AsyncGenerator[TransportStreams]:
-        is_asked = is_open = False
-
+    async def _open_transport(self, traffic: Traffic) -> AsyncGenerator[TransportStreams]:
         def make_client(*_args: object, **_options: object) -> "AsyncClient":
-            nonlocal is_asked
-            client = observed(self._make_client(self.timeout, self.sse_read_timeout))
-            is_asked = True
-            return client
+            return traffic.observed(self._make_client(self.timeout, self.sse_read_timeout))
 
+        is_open = False
         try:
             async with _sdk.sse_streams(self.url, make_client, self.on_session_created) as streams:
                 is_open = True
                 yield streams
         except BaseException as error:
             is_http = any(isinstance(leaf, _sdk.http.HTTPError) for leaf in leaves(error))
-            if is_asked and not is_open and not is_http:
+            if traffic.has_asked and not is_open and not is_http:
                 self._add_fact("the server has sent no `endpoint` event of the same origin")
             raise
 

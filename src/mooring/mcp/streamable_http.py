@@ -6,7 +6,7 @@ break, so a server's death is noticed at the next one; see the documentation.
 Source: https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#streamable-http
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypedDict
@@ -16,7 +16,7 @@ from typing_extensions import Unpack, override
 
 from .._arguments import checked_timeout
 from . import _sdk
-from ._http import HttpConnectionManager, check_http_type
+from ._http import HttpConnectionManager, Traffic, check_http_type
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
@@ -112,9 +112,8 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
 
     @override
     @asynccontextmanager
-    async def _open_transport(
-        self, observed: "Callable[[AsyncClient], AsyncClient]"
-    ) -> AsyncGenerator[TransportStreams]:
+    async def _open_transport(self, traffic: Traffic) -> AsyncGenerator[TransportStreams]:
+        observed = traffic.observed
         client = self.http_client
         options = {"terminate_on_close": self.terminate_on_close, **self.options}
         if client is not None:

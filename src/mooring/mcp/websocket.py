@@ -221,6 +221,7 @@ def _websocket_client() -> ModuleType:
         from . import _websocket_client as client
     except ImportError as exc:
         raise ImportError(
-            "WebSocketConnectionManager needs websockets 13.1 or newer: install mooring[websocket]"
+            "WebSocketConnectionManager needs websockets 13.1 or newer, "
+            "which mooring's extra `websocket` brings"
         ) from exc
     return client
