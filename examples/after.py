@@ -34,9 +34,13 @@ managers = {name: SessionConnectionManager(server, name=name) for name in ("red"
 
 
 async def open_all() -> None:
-    async with anyio.create_task_group() as task_group:
-        for manager in managers.values():
-            task_group.start_soon(manager.start)
+    try:
+        async with anyio.create_task_group() as task_group:
+            for manager in managers.values():
+                task_group.start_soon(manager.start)
+    except BaseException:
+        await close_all()
+        raise
 
 
 async def close_all() -> None:

@@ -5,7 +5,7 @@ It starts a server that wants a token.
 """
 
 import sys
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,24 @@ else:
 class TokenAuth(httpx.Auth):
     def __init__(self) -> None:
         self.token = "expired"
+        self.lock = anyio.Lock()
 
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["Authorization"] = f"Bearer {self.token}"
+    async def async_auth_flow(
+        self, request: httpx.Request
+    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        token = self.token
+        request.headers["Authorization"] = f"Bearer {token}"
         response = yield request
         if response.status_code == HTTPStatus.UNAUTHORIZED:
-            self.token = "valid"  # ask for a new one here
+            async with self.lock:
+                if self.token == token:  # else another request was faster
+                    self.token = await new_token()
             request.headers["Authorization"] = f"Bearer {self.token}"
             yield request
+
+
+async def new_token() -> str:
+    return "valid"
 
 
 async def main(url: str) -> None:

@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mcp import StdioServerParameters
 
 from mooring.mcp import SessionConnectionManager
@@ -18,30 +18,39 @@ server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).
 # --8<-- [start:worker]
 stack = ExitStack()
 manager = SessionConnectionManager(server)  # may be made before the fork
+portal: BlockingPortal | None = None
 
 
 def start_worker() -> None:  # Celery: the signal worker_process_init
+    global portal  # noqa: PLW0603 - one for each process
     portal = stack.enter_context(start_blocking_portal())
-    portal.call(manager.start)
-    stack.callback(lambda: portal.call(manager.stop))
+
+
+def work() -> str:
+    assert portal is not None
+    session = portal.call(manager.start)  # the first task opens it
+    result = portal.call(session.call_tool, "add", {"a": 1, "b": 2})
+    return str(result.content)
 
 
 def end_worker() -> None:  # Celery: the signal worker_process_shutdown
-    stack.close()
+    with stack:
+        if portal is not None:
+            portal.call(manager.stop)
 
 
 # --8<-- [end:worker]
 
 
-def work() -> None:
+def run_worker() -> None:
     start_worker()
-    print("worker:", manager.state.value, flush=True)
+    print("worker:", work(), manager.state.value, flush=True)
     end_worker()
     print("worker:", manager.state.value, flush=True)
 
 
 if __name__ == "__main__":
-    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker = multiprocessing.get_context("fork").Process(target=run_worker)
     worker.start()
     worker.join()
     print("parent:", manager.state.value)

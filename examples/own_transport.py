@@ -22,18 +22,25 @@ class LineConnection:
         self._stream = stream
         self._lines = BufferedByteReceiveStream(stream)
         self._lock = anyio.Lock()
+        self._is_broken = False
         self._on_broken = on_broken
 
     async def receive(self) -> str:
         return (await self._lines.receive_until(b"\n", max_bytes=1000)).decode()
 
     async def request(self, line: str) -> str:
+        if "\n" in line:
+            raise ValueError("a request is one line")
+        data = f"{line}\n".encode()
         async with self._lock:
+            if self._is_broken:
+                raise anyio.BrokenResourceError
             try:
-                await self._stream.send(f"{line}\n".encode())
+                await self._stream.send(data)
                 return await self.receive()
             except BaseException as error:
                 # The answer may come yet, and would be taken for that to the next request.
+                self._is_broken = True
                 self._on_broken(error if isinstance(error, Exception) else None)
                 raise
 

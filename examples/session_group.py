@@ -6,7 +6,7 @@ Usage: python examples/session_group.py [asyncio|trio]
 import sys
 
 import anyio
-from mcp import ClientSessionGroup, StdioServerParameters
+from mcp import ClientSession, ClientSessionGroup, StdioServerParameters
 from mcp.types import Implementation
 
 from mooring.mcp import SessionConnectionManager
@@ -16,17 +16,20 @@ server = StdioServerParameters(command=sys.executable, args=["examples/server.py
 
 # --8<-- [start:group]
 managers = {name: SessionConnectionManager(server, name=name) for name in ("red", "green")}
+sessions: dict[str, ClientSession] = {}
 group = ClientSessionGroup(component_name_hook=lambda tool, info: f"{info.name}.{tool}")
 
 
 async def connect(name: str) -> None:
-    session = await managers[name].start()
-    await group.connect_with_session(Implementation(name=name, version="1"), session)
+    sessions[name] = await managers[name].start()
+    await group.connect_with_session(Implementation(name=name, version="1"), sessions[name])
 
 
 async def disconnect(name: str) -> None:
-    await group.disconnect_from_server(managers[name].connection)
-    await managers[name].stop()
+    try:
+        await group.disconnect_from_server(sessions.pop(name))
+    finally:
+        await managers[name].stop()
 
 
 # --8<-- [end:group]
@@ -39,6 +42,7 @@ async def main() -> None:
     print(*sorted(group.tools))
     result = await group.call_tool("red.add", {"a": 1, "b": 2})
     print(result.content)
+    managers["red"].connection_lost()
     for name in managers:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(disconnect, name)

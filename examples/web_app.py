@@ -37,10 +37,12 @@ def create_app(urls: dict[str, str]) -> Starlette:
         async with anyio.create_task_group() as task_group:
             for manager in managers.values():
                 task_group.start_soon(try_to_start, manager)
-        yield
-        async with anyio.create_task_group() as task_group:
-            for manager in managers.values():
-                task_group.start_soon(manager.stop)
+        try:
+            yield
+        finally:
+            async with anyio.create_task_group() as task_group:
+                for manager in managers.values():
+                    task_group.start_soon(manager.stop)
 
     async def add(request: Request) -> JSONResponse:
         manager = managers[request.path_params["server"]]

@@ -64,10 +64,11 @@ def test_own_transport(backend):
 
 @backends
 def test_noticing_a_loss(backend):
-    lost = "calculator: the connection was lost: the server closed its output"
-    lines = run("examples/noticing_a_loss.py", backend).splitlines()
-    assert lines.pop() == "the state is closed"
-    assert sorted(lines) == [lost, lost, "the state is failed", "the state is failed"]
+    told = run("examples/noticing_a_loss.py", backend).splitlines()
+    assert told.count("lost, because the server closed its output") == 2
+    down = [line for line in told if line.startswith("calculator is down: ConnectionLostError(")]
+    assert 1 <= len(down) <= 2  # the second may come when nobody listens any more
+    assert len(told) == 2 + len(down)
 
 
 @backends
@@ -98,7 +99,7 @@ def test_session_group(backend):
     tools, result, left = run("examples/session_group.py", backend).splitlines()
     assert tools == "green.add green.process_id red.add red.process_id"
     assert "text='3'" in result
-    assert left == "closed closed"
+    assert left == "failed closed"  # the server of the first one was killed
 
 
 def test_synchronous():
@@ -107,11 +108,11 @@ def test_synchronous():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_forked_worker():
-    assert run("examples/forked_worker.py").splitlines() == [
-        "worker: open",
-        "worker: closed",
-        "parent: new",
-    ]
+    opened, closed, parent = run("examples/forked_worker.py").splitlines()
+    assert "text='3'" in opened
+    assert opened.endswith("open")
+    assert closed == "worker: closed"
+    assert parent == "parent: new"
 
 
 def test_notebook():
