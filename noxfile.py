@@ -3,6 +3,7 @@
 import os
 import shutil
 import tarfile
+from hashlib import sha256
 from pathlib import Path
 
 import nox
@@ -18,7 +19,8 @@ for folder in sorted(PYENV.glob("versions/3.*/bin")):
     os.environ["PATH"] += os.pathsep + str(folder)
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
-MERMAID = "mermaid@11"
+MERMAID = "mermaid@11.17.2"
+MERMAID_SHA256 = "581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8"
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
 
 
@@ -75,10 +77,12 @@ def docs(session: nox.Session) -> None:
 
 
 def add_mermaid(session: nox.Session) -> None:
-    """What draws the diagrams, into the site; without npm, the reader's browser asks a CDN for it."""
+    """What draws the diagrams, into the site, which asks no other host for anything; needs npm."""
     script = Path("docs/javascripts/mermaid.min.js")
-    if script.exists() or shutil.which("npm") is None:
+    if script.exists() and sha256(script.read_bytes()).hexdigest() == MERMAID_SHA256:
         return
+    if shutil.which("npm") is None:
+        session.error("the site needs npm once, for what draws its diagrams")
     folder = Path(session.create_tmp())
     session.run("npm", "pack", "--silent", f"--pack-destination={folder}", MERMAID, external=True)
     (package,) = folder.glob("mermaid-*.tgz")
@@ -86,7 +90,10 @@ def add_mermaid(session: nox.Session) -> None:
         source = files.extractfile("package/dist/mermaid.min.js")
         assert source is not None
         script.parent.mkdir(exist_ok=True)
-        script.write_bytes(source.read())
+        content = source.read()
+        if sha256(content).hexdigest() != MERMAID_SHA256:
+            session.error(f"{MERMAID} is not what it was")
+        script.write_bytes(content)
 
 
 @nox.session
