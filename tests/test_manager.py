@@ -778,13 +778,17 @@ async def test_the_loss_of_an_inner_connection_is_that_of_the_outer_one():
     assert probe.state is NEW
 
 
-def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
+def started_in_a_loop_that_is_closed():
     outer = Outer(ConnectionManager.from_factory(HeldOpen, name="inner"))
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
     loop.run_until_complete(outer.start())
     loop.close()
-    abandoned = outer._life.run
+    return outer, outer._life.run
+
+
+def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
+    outer, abandoned = started_in_a_loop_that_is_closed()
 
     async def again():
         async with outer:
@@ -797,12 +801,7 @@ def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
 
 
 def test_C8_a_loss_of_what_was_lent_to_a_run_whose_loop_was_closed_is_its_own():
-    outer = Outer(ConnectionManager.from_factory(HeldOpen, name="inner"))
-    loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
-    loop.run_until_complete(outer.start())
-    loop.close()
-    abandoned = outer._life.run
+    outer, abandoned = started_in_a_loop_that_is_closed()
 
     async def by_itself():
         await outer.inner.start()

@@ -113,16 +113,17 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
     @override
     @asynccontextmanager
     async def _open_transport(self, traffic: Traffic) -> AsyncGenerator[TransportStreams]:
-        observed = traffic.observed
         client = self.http_client
         options = {"terminate_on_close": self.terminate_on_close, **self.options}
         if client is not None:
-            async with _sdk.streamable_http_streams(self.url, observed(client), options) as streams:
+            async with _sdk.streamable_http_streams(
+                self.url, traffic.observed(client), options
+            ) as streams:
                 yield streams
             return
         async with (
             self._make_client(self.timeout, self.read_timeout) as client,
-            _sdk.streamable_http_streams(self.url, observed(client), options) as streams,
+            _sdk.streamable_http_streams(self.url, traffic.observed(client), options) as streams,
         ):
             yield streams
 
