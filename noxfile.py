@@ -44,7 +44,7 @@ def tests(session: nox.Session, sdk: str) -> None:
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """The lowest declared version of everything that mooring declares."""
+    """The lowest declared version of everything that ownertask declares."""
     session.install("--resolution", "lowest-direct", ".[test]")
     run_tests(session)
 
@@ -66,7 +66,7 @@ def lint(session: nox.Session) -> None:
     session.run("codespell")
     session.run("mypy")
     session.run("pyright")
-    session.run("pyright", "--verifytypes", "mooring", "--ignoreexternal")
+    session.run("pyright", "--verifytypes", "ownertask", "--ignoreexternal")
 
 
 @nox.session
@@ -106,7 +106,7 @@ def package(session: nox.Session) -> None:
     session.run("python", "-m", "build", "-q", "-o", folder)
     (wheel,) = Path(folder).glob("*.whl")
     session.install(str(wheel))
-    session.run("python", "-W", "error", "-c", "import mooring, mooring.mcp")
+    session.run("python", "-W", "error", "-c", "import ownertask, ownertask.mcp")
 
 
 @nox.session
@@ -122,7 +122,7 @@ def proof(session: nox.Session) -> None:
     """The long search: every scenario struck twice, and some hundred thousand random steps."""
     session.install(".[test]", SDKS["2"])
     search = ("tests/proof/test_sweep.py", "tests/proof/test_random.py")
-    session.run("pytest", "-q", "-n", "4", *search, env={"MOORING_PROOF": "long"})
+    session.run("pytest", "-q", "-n", "4", *search, env={"OWNERTASK_PROOF": "long"})
 
 
 @nox.session
@@ -137,4 +137,4 @@ def soak(session: nox.Session) -> None:
     """2,000 cycles over stdio."""
     session.install(".[test]", SDKS["2"])
     options = ("-o", "faulthandler_timeout=0", "-n", "2")  # which ends what takes longer than that
-    session.run("pytest", *options, "tests/proof/test_soak.py", env={"MOORING_PROOF": "soak"})
+    session.run("pytest", *options, "tests/proof/test_soak.py", env={"OWNERTASK_PROOF": "soak"})

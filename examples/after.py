@@ -1,4 +1,4 @@
-"""The same with mooring, for several servers, which are closed at once.
+"""The same with ownertask, for several servers, which are closed at once.
 
 Usage: python examples/after.py [asyncio|trio]
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 import anyio
 from mcp import StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
 

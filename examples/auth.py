@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 from http_server import running_server
 
-from mooring.mcp import SessionConnectionManager, StreamableHttpConnectionManager
+from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
 if TYPE_CHECKING:
     import httpx2 as httpx

@@ -11,7 +11,7 @@ from pathlib import Path
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mcp import StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import anyio
 from mcp import StdioServerParameters
 
-from mooring import ConnectionLostError
-from mooring.mcp import SessionConnectionManager
+from ownertask import ConnectionLostError
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 manager = SessionConnectionManager(server, name="calculator")

@@ -11,7 +11,7 @@ import anyio
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from mooring import ConnectionLostError, ConnectionManager
+from ownertask import ConnectionLostError, ConnectionManager
 
 
 # --8<-- [start:protocol]

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from mcp import ClientSession, StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import pytest
 from mcp import ClientSession, StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
 

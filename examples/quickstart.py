@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 from mcp import StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 # --8<-- [start:manager]

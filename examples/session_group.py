@@ -1,4 +1,4 @@
-"""The SDK's `ClientSessionGroup`, with sessions that mooring holds.
+"""The SDK's `ClientSessionGroup`, with sessions that ownertask holds.
 
 Usage: python examples/session_group.py [asyncio|trio]
 """
@@ -9,7 +9,7 @@ import anyio
 from mcp import ClientSession, ClientSessionGroup, StdioServerParameters
 from mcp.types import Implementation
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
 

@@ -8,7 +8,7 @@ import sys
 import anyio
 from http_server import running_server
 
-from mooring.mcp import SessionConnectionManager, SseConnectionManager
+from ownertask.mcp import SessionConnectionManager, SseConnectionManager
 
 
 # --8<-- [start:sse]

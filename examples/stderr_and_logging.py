@@ -1,4 +1,4 @@
-"""Where a server's stderr goes, and what mooring logs.
+"""Where a server's stderr goes, and what ownertask logs.
 
 Usage: python examples/stderr_and_logging.py
 """
@@ -10,7 +10,7 @@ import sys
 import anyio
 from mcp import StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager, StdioConnectionManager
+from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
 PROGRAM = "import sys; print('no licence found', file=sys.stderr)"
 server = StdioServerParameters(command=sys.executable, args=["-c", PROGRAM])
@@ -33,6 +33,6 @@ async def main() -> None:
 if __name__ == "__main__":
     # --8<-- [start:logging]
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("mooring").setLevel(logging.DEBUG)
+    logging.getLogger("ownertask").setLevel(logging.DEBUG)
     # --8<-- [end:logging]
     anyio.run(main)

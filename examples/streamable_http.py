@@ -8,7 +8,7 @@ import sys
 import anyio
 from http_server import running_server
 
-from mooring.mcp import SessionConnectionManager, StreamableHttpConnectionManager
+from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
 
 # --8<-- [start:streamable_http]

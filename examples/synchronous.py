@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mcp import StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 

@@ -5,7 +5,7 @@ import sys
 
 from mcp import StdioServerParameters
 
-from mooring.mcp import SessionConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 from mcp import StdioServerParameters
 
-from mooring import StartTimeoutError
-from mooring.mcp import SessionConnectionManager
+from ownertask import StartTimeoutError
+from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 mute = StdioServerParameters(command=sys.executable, args=["-c", "import time; time.sleep(600)"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 
-from mooring.mcp import SessionConnectionManager, WebSocketConnectionManager
+from ownertask.mcp import SessionConnectionManager, WebSocketConnectionManager
 
 SERVER = Path(__file__).parents[1] / "tests" / "mcp" / "servers" / "websocket.py"
 

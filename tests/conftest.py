@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from mooring import _backend, _owner
+from ownertask import _backend, _owner
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background jobs of a shell. The tests send it, and their subprocesses inherit this.

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import anyio
 from http_server import http_server, tcp_server
 
-from mooring.mcp import (
+from ownertask.mcp import (
     SessionConnectionManager,
     SseConnectionManager,
     StreamableHttpConnectionManager,
@@ -83,7 +83,7 @@ async def refused_port(answer):
 
 @asynccontextmanager
 async def unknown_host(answer):
-    yield "http://mooring.invalid"
+    yield "http://ownertask.invalid"
 
 
 @asynccontextmanager
@@ -188,7 +188,7 @@ async def failing(transport, case, kind=SessionConnectionManager, start_timeout=
 def described(error, manager):
     """What was caught, without what differs from run to run."""
     facts = [
-        note for note in getattr(error, "__notes__", ()) if not note.startswith("mooring: raised by")
+        note for note in getattr(error, "__notes__", ()) if not note.startswith("ownertask: raised by")
     ]
     text = " · ".join(
         part.replace("\n", " ") for part in (str(error).replace(f"{manager.name}: ", ""), *facts) if part

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.lowlevel import checkpoint
 
-from mooring import ConnectionManager
+from ownertask import ConnectionManager
 
 
 class Probe(ConnectionManager[object]):

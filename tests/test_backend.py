@@ -8,8 +8,8 @@ import anyio
 import pytest
 from probe import Probe
 
-from mooring import ConnectionState, _backend
-from mooring._backend import _ANYIO_CANCELLATION, _SELF_CANCELLING_MODULES, current_event_loop
+from ownertask import ConnectionState, _backend
+from ownertask._backend import _ANYIO_CANCELLATION, _SELF_CANCELLING_MODULES, current_event_loop
 
 
 def test_anyio_marks_its_cancellations_by_the_text_of_their_message():
@@ -146,12 +146,12 @@ def test_a_trio_run_that_is_a_guest_of_asyncio_is_a_run_of_trios():
     assert asyncio.run(host()) == "done"
 
 
-def test_importing_mooring_imports_neither_an_event_loop_nor_the_sdk():
-    """What anyio imports is not mooring's to choose: 4.14 imports asyncio, later ones do not."""
+def test_importing_ownertask_imports_neither_an_event_loop_nor_the_sdk():
+    """What anyio imports is not ownertask's to choose: 4.14 imports asyncio, later ones do not."""
     code = (
         "import sys, anyio\n"
         "unwanted = {'asyncio', 'mcp', 'trio', 'typing_extensions', 'websockets'} - sys.modules.keys()\n"
-        "import mooring\n"
+        "import ownertask\n"
         "print(len(unwanted), sorted(unwanted & sys.modules.keys()))"
     )
     unwanted, imported = subprocess.check_output([sys.executable, "-c", code], text=True).split(" ", 1)
@@ -159,14 +159,14 @@ def test_importing_mooring_imports_neither_an_event_loop_nor_the_sdk():
     assert imported == "[]\n"
 
 
-def test_mooring_needs_no_trio():
+def test_ownertask_needs_no_trio():
     code = (
         "import sys; sys.modules['trio'] = None\n"
-        "import asyncio, contextlib, mooring\n"
+        "import asyncio, contextlib, ownertask\n"
         "@contextlib.asynccontextmanager\n"
         "async def open(): yield 1\n"
         "async def main():\n"
-        "    async with mooring.ConnectionManager.from_factory(open) as one: print(one)\n"
+        "    async with ownertask.ConnectionManager.from_factory(open) as one: print(one)\n"
         "asyncio.run(main())"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"

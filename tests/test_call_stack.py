@@ -6,7 +6,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from mooring._call_stack import waiting_place
+from ownertask._call_stack import waiting_place
 
 
 class Awaitable:

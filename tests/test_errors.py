@@ -4,17 +4,17 @@ import pickle
 
 import pytest
 
-import mooring
-from mooring import ConnectionManagerError, ConnectionState
+import ownertask
+from ownertask import ConnectionManagerError, ConnectionState
 
 ERRORS = {
-    mooring.NotConnectedError("redis", ConnectionState.CLOSED): RuntimeError,
-    mooring.ConnectionStoppedError("redis"): Exception,
-    mooring.ConnectionLostError("redis"): Exception,
-    mooring.StartTimeoutError("redis", 1.5): TimeoutError,
-    mooring.StopTimeoutError("redis", "the task waits"): TimeoutError,
-    mooring.WrongEventLoopError("redis", "start"): RuntimeError,
-    mooring.OwnerTaskError("redis", "stop"): RuntimeError,
+    ownertask.NotConnectedError("redis", ConnectionState.CLOSED): RuntimeError,
+    ownertask.ConnectionStoppedError("redis"): Exception,
+    ownertask.ConnectionLostError("redis"): Exception,
+    ownertask.StartTimeoutError("redis", 1.5): TimeoutError,
+    ownertask.StopTimeoutError("redis", "the task waits"): TimeoutError,
+    ownertask.WrongEventLoopError("redis", "start"): RuntimeError,
+    ownertask.OwnerTaskError("redis", "stop"): RuntimeError,
 }
 
 
@@ -33,5 +33,5 @@ def test_every_error_names_its_manager_has_its_kind_and_can_be_pickled(error, ki
 
 
 def test_every_error_is_public_and_in_the_tree():
-    public = {getattr(mooring, name) for name in mooring.__all__ if name.endswith("Error")}
+    public = {getattr(ownertask, name) for name in ownertask.__all__ if name.endswith("Error")}
     assert public == {type(error) for error in ERRORS} | {ConnectionManagerError}

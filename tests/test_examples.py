@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import mooring.mcp
+import ownertask.mcp
 
 ROOT = Path(__file__).parents[1]
 
@@ -201,9 +201,9 @@ def test_all_code_on_the_pages_is_that_of_examples():
 def test_the_reference_has_every_public_name():
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
     documented = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
-    public = {f"mooring.{name}" for name in mooring.__all__ if name not in mooring.errors.__all__}
-    public |= {f"mooring.mcp.{name}" for name in mooring.mcp.__all__}
-    assert documented == public | {"mooring.errors"}
+    public = {f"ownertask.{name}" for name in ownertask.__all__ if name not in ownertask.errors.__all__}
+    public |= {f"ownertask.mcp.{name}" for name in ownertask.mcp.__all__}
+    assert documented == public | {"ownertask.errors"}
 
 
 def test_the_links_of_the_files_that_are_no_pages_lead_somewhere():

@@ -14,7 +14,7 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage, raises
 
-from mooring import (
+from ownertask import (
     ConnectionLostError,
     ConnectionManager,
     ConnectionState,
@@ -303,9 +303,7 @@ async def test_a_queued_start_can_be_cancelled_and_can_run_out_of_patience():
     async with anyio.create_task_group() as tg:
         tg.start_soon(probe.stop)
         await stage.reached.wait()
-        with pytest.raises(
-            StartTimeoutError, match=r"0\.01 s; the task 'mooring owner of probe' waits in"
-        ):
+        with pytest.raises(StartTimeoutError, match=r"0\.01 s; the task 'owner task of probe' waits in"):
             await probe.start(timeout=0.01)
         with anyio.move_on_after(0.01) as scope:
             await probe.start()

@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint
 from conftest import all_tasks
 from probe import Probe, Stage, raises
 
-from mooring import (
+from ownertask import (
     ConnectionLostError,
     ConnectionManager,
     ConnectionState,
@@ -27,7 +27,7 @@ from mooring import (
     StopTimeoutError,
     _owner,
 )
-from mooring._backend import current_event_loop
+from ownertask._backend import current_event_loop
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
@@ -60,7 +60,7 @@ def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, backend, caplog):
     def fail(*_, **__):
         raise LookupError
 
-    monkeypatch.setattr(logging.getLogger("mooring"), "warning", fail)
+    monkeypatch.setattr(logging.getLogger("ownertask"), "warning", fail)
 
     async def main():
         probe = Probe(closing=raises(OSError("closing")))
@@ -112,7 +112,7 @@ async def test_O1_what_was_acquired_is_released_and_the_error_raised_by_every_st
         for _ in range(3):
             tg.start_soon(start)
     assert errors == [manager.exception] * 3
-    assert errors[0].__notes__ == ["mooring: raised by Flaky while opening"]
+    assert errors[0].__notes__ == ["ownertask: raised by Flaky while opening"]
     assert released == {"before": [], "between": ["first"], "after": ["second", "first"]}[place]
     assert manager.state is FAILED
 
@@ -141,7 +141,7 @@ async def test_O2_a_group_of_two_stays_a_group():
     probe = Probe(raises(ExceptionGroup("two", [OSError("a"), OSError("b")])))
     with pytest.raises(ExceptionGroup, match="two") as caught:
         await probe.start()
-    assert caught.value.__notes__ == ["mooring: raised by probe while opening"]
+    assert caught.value.__notes__ == ["ownertask: raised by probe while opening"]
 
 
 async def test_O2_cancellations_are_taken_out_of_a_group():
@@ -269,7 +269,7 @@ async def test_O14_a_base_exception_of_an_open_connection_is_the_cause_of_a_loss
 
     manager = Crashing()
     await manager.start()
-    [owner] = {task for task in all_tasks() if "mooring owner of Crashing" in repr(task)}
+    [owner] = {task for task in all_tasks() if "owner task of Crashing" in repr(task)}
     manager.connection_lost()
     with pytest.raises(ConnectionLostError) as caught:
         await manager.wait_closed()
@@ -328,7 +328,7 @@ async def test_what_fails_while_an_attempt_is_cancelled_was_raised_while_opening
     with pytest.raises(StartTimeoutError) as caught:
         await probe.start(timeout=0.01)
     assert str(caught.value.__cause__) == "real"
-    assert caught.value.__cause__.__notes__ == ["mooring: raised by probe while opening"]
+    assert caught.value.__cause__.__notes__ == ["ownertask: raised by probe while opening"]
     assert len(caplog.records) == 1
 
 
@@ -414,11 +414,11 @@ async def test_a_loss_closes_the_connection_is_logged_once_and_told_to_who_waits
         closing.let_go.set()
     assert probe.state is FAILED
     [record] = caplog.records
-    assert record.name == "mooring"
+    assert record.name == "ownertask"
     assert record.levelno == logging.WARNING
     assert record.getMessage() == "probe: the connection was lost"
     assert "OSError: gone" in caplog.text
-    assert probe.exception.__cause__.__notes__ == ["mooring: raised by probe while open"]
+    assert probe.exception.__cause__.__notes__ == ["ownertask: raised by probe while open"]
     await probe.stop()  # changes nothing
     assert probe.state is FAILED
 
@@ -517,7 +517,7 @@ async def test_C1_an_error_of_closing_is_not_raised_by_stop_but_kept_and_logged_
     await probe.stop()
     assert probe.state is FAILED
     assert str(probe.exception) == "closing"
-    assert probe.exception.__notes__ == ["mooring: raised by probe while closing"]
+    assert probe.exception.__notes__ == ["ownertask: raised by probe while closing"]
     with pytest.raises(OSError, match="closing"):
         await probe.wait_closed()
     [record] = caplog.records
@@ -603,7 +603,7 @@ async def test_C3_an_owner_that_cannot_be_ended_is_named_and_quiet_and_the_only_
     probe = Probe(closing=close)
     await probe.start()
     for _ in range(2):
-        with pytest.raises(StopTimeoutError, match="task 'mooring owner of probe' waits in") as caught:
+        with pytest.raises(StopTimeoutError, match="task 'owner task of probe' waits in") as caught:
             await probe.stop(timeout=0.01)
         assert "test_owner.py:" in str(caught.value)
     assert probe.state is CLOSING
@@ -911,9 +911,7 @@ async def test_O15_a_start_that_asyncio_cancels_ends_the_attempt(how, asyncio_on
 
 
 def owner_task(probe):
-    [owner] = {
-        task for task in asyncio.all_tasks() if task.get_name() == f"mooring owner of {probe.name}"
-    }
+    [owner] = {task for task in asyncio.all_tasks() if task.get_name() == f"owner task of {probe.name}"}
     return owner
 
 
@@ -1222,13 +1220,13 @@ async def test_a_task_that_outlives_its_run_may_stop_and_start_the_next_one():
 async def test_the_owner_shows_by_name_among_the_tasks_of_the_loop():
     probe = Probe(name="redis")
     await probe.start()
-    assert any("mooring owner of redis" in repr(task) for task in all_tasks())
+    assert any("owner task of redis" in repr(task) for task in all_tasks())
     await probe.stop()
 
 
 async def test_transitions_are_logged_at_debug(caplog):
     probe = Probe()
-    with caplog.at_level(logging.DEBUG, logger="mooring"):
+    with caplog.at_level(logging.DEBUG, logger="ownertask"):
         async with probe:
             pass
     assert [record.getMessage() for record in caplog.records] == [

@@ -6,8 +6,8 @@ Run as a program, it writes that into the page.
 import re
 from pathlib import Path
 
-from mooring import ConnectionState
-from mooring.state import TRANSITIONS
+from ownertask import ConnectionState
+from ownertask.state import TRANSITIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "states.md"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import anyio
 from mcp import Client, StdioServerParameters
 
-from mooring import ConnectionManager
-from mooring.mcp import ClientConnectionManager
-from mooring.mcp.streams import watched
+from ownertask import ConnectionManager
+from ownertask.mcp import ClientConnectionManager
+from ownertask.mcp.streams import watched
 
 
 @asynccontextmanager
@@ -114,7 +114,7 @@ async def main():
 
 if __name__ == "__main__":
     asyncio.run(main())
-    for name in ("anyio", "mooring"):
+    for name in ("anyio", "ownertask"):
         import_time(name)
-    pairs = [(import_time("mooring"), import_time("anyio")) for _ in range(21)]
-    print(f"import mooring     {statistics.median(a / b for a, b in pairs):5.2f} times import anyio")
+    pairs = [(import_time("ownertask"), import_time("anyio")) for _ in range(21)]
+    print(f"import ownertask     {statistics.median(a / b for a, b in pairs):5.2f} times import anyio")

@@ -17,8 +17,8 @@ from mcp import StdioServerParameters
 from mcp.client.sse import sse_client
 from websockets.asyncio.client import connect
 
-from mooring import ConnectionManager
-from mooring.mcp import (
+from ownertask import ConnectionManager
+from ownertask.mcp import (
     SessionConnectionManager,
     WebSocketConnectionManager,
     _sdk,

@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 from servers import MUTE, STUBBORN, TINY
 
-from mooring.mcp import SessionConnectionManager, StdioConnectionManager
+from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
 backend, phase = sys.argv[1:]
 
@@ -110,7 +110,7 @@ async def main():
         transport = {"closing": StdioConnectionManager, "lingering": Lingering}[phase]
         manager = SessionConnectionManager(transport(STUBBORN))
         await manager.start()
-        logger = logging.getLogger("mooring")
+        logger = logging.getLogger("ownertask")
         logger.addHandler(TellWhenClosing())
         logger.setLevel(logging.DEBUG)
         await manager.stop()

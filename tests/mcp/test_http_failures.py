@@ -8,8 +8,8 @@ import pytest
 from http_failures import CASES, PAGE, SECRET, START_TIMEOUT, described, failing, rows, table
 from mcp.shared import _httpx_utils
 
-from mooring import ConnectionState, StartTimeoutError
-from mooring.mcp import ClientConnectionManager, _sdk
+from ownertask import ConnectionState, StartTimeoutError
+from ownertask.mcp import ClientConnectionManager, _sdk
 
 # The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -50,7 +50,7 @@ async def test_O4_O5_O6_O7_O8_O9_a_failure_says_what_the_table_says_and_no_secre
     transport, case, anyio_backend_name, caplog, redirects_are_refused
 ):
     shown = SHOWN[transport, case][not _sdk.HAS_CLIENT]
-    with caplog.at_level(logging.DEBUG, logger="mooring"):
+    with caplog.at_level(logging.DEBUG, logger="ownertask"):
         # No more haste than the failure needs.
         timeout = START_TIMEOUT if "StartTimeoutError" in shown else 15
         async with failing(transport, case, start_timeout=timeout) as manager:
@@ -79,7 +79,7 @@ async def test_O4_O5_O6_O7_O8_O9_a_failure_says_what_the_table_says_and_no_secre
 )
 @pytest.mark.within(20)
 async def test_a_client_fails_of_the_same_and_says_no_secret(transport, case, caplog):
-    with caplog.at_level(logging.DEBUG, logger="mooring"):
+    with caplog.at_level(logging.DEBUG, logger="ownertask"):
         async with failing(transport, case, ClientConnectionManager, 15) as manager:
             error = await caught_from(manager)
     assert type(error).__name__ == SHOWN[transport, case][0].split("`")[1]

@@ -6,8 +6,8 @@ import anyio
 import pytest
 import uvicorn
 
-from mooring import ConnectionState
-from mooring.mcp import SessionConnectionManager, SseConnectionManager, StreamableHttpConnectionManager
+from ownertask import ConnectionState
+from ownertask.mcp import SessionConnectionManager, SseConnectionManager, StreamableHttpConnectionManager
 
 try:
     from mcp.server.mcpserver import MCPServer

@@ -10,8 +10,8 @@ from http_server import http_server, result_of_initialize
 from proxy import tcp_proxy
 from servers import http_process
 
-from mooring import ConnectionLostError, ConnectionState
-from mooring.mcp import (
+from ownertask import ConnectionLostError, ConnectionState
+from ownertask.mcp import (
     ClientConnectionManager,
     SessionConnectionManager,
     SseConnectionManager,

@@ -16,8 +16,8 @@ from conftest import resources
 from mcp import StdioServerParameters
 from servers import MUTE, SDK, TINY, python_server
 
-from mooring import ConnectionLostError, ConnectionManager, ConnectionState, StartTimeoutError
-from mooring.mcp import ClientConnectionManager, SessionConnectionManager, StdioConnectionManager, _sdk
+from ownertask import ConnectionLostError, ConnectionManager, ConnectionState, StartTimeoutError
+from ownertask.mcp import ClientConnectionManager, SessionConnectionManager, StdioConnectionManager, _sdk
 
 if _sdk.HAS_CLIENT:
     from mcp.client import CacheConfig, InMemoryResponseCacheStore
@@ -100,10 +100,10 @@ async def test_a_session_can_be_started_again(kind):
 
 @kinds
 async def test_a_command_that_is_missing_is_said(kind):
-    manager = kind(StdioServerParameters(command="mooring-has-no-such-command"))
+    manager = kind(StdioServerParameters(command="ownertask-has-no-such-command"))
     with pytest.raises(FileNotFoundError) as caught:
         await manager.start()
-    assert caught.value.__notes__ == [f"mooring: raised by {manager.name} while opening"]
+    assert caught.value.__notes__ == [f"ownertask: raised by {manager.name} while opening"]
 
 
 # In fixtures: anyio's plugin does not survive everywhere that a test is skipped from within.
@@ -139,7 +139,7 @@ async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_
     assert processes() == before
     notes = caught.value.__notes__
     assert notes[0] == "the server closed its output during the handshake"
-    assert notes[-1] == f"mooring: raised by {manager.name} while opening"
+    assert notes[-1] == f"ownertask: raised by {manager.name} while opening"
     assert "StdioConnectionManager(python" in notes[-1]
     assert len(notes) == (3 if how == "prints a traceback" else 2)
     if how == "prints a traceback":
@@ -230,7 +230,7 @@ async def test_P1_a_loss_carries_the_tail_of_stderr(kind, caplog):
         await manager.wait_closed()
     assert caught.value.__notes__ == ["the server's stderr ended so:\nready\n"]
     assert caught.value.name == manager.name
-    [record] = [record for record in caplog.records if record.name == "mooring"]
+    [record] = [record for record in caplog.records if record.name == "ownertask"]
     assert record.getMessage() == f"{manager.name}: the connection was lost"
 
 
@@ -363,7 +363,7 @@ async def test_what_the_sdk_takes_can_be_given(kind):
     async def on_message(message):
         messages.append(message)
 
-    info = mcp.types.Implementation(name="mooring's tests", version="1")
+    info = mcp.types.Implementation(name="ownertask's tests", version="1")
     manager = kind(TINY, client_info=info, message_handler=on_message, read_timeout_seconds=5)
     async with manager as session:
         assert text(await session.call_tool("process_id", {}))

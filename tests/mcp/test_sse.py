@@ -7,8 +7,8 @@ import pytest
 from http_server import http_server, result_of_initialize
 from mcp.shared import _httpx_utils
 
-from mooring import ConnectionLostError
-from mooring.mcp import SessionConnectionManager, SseConnectionManager, _sdk
+from ownertask import ConnectionLostError
+from ownertask.mcp import SessionConnectionManager, SseConnectionManager, _sdk
 
 SDK_IS_RECENT = hasattr(_httpx_utils, "stream_within_origin")
 
@@ -116,7 +116,7 @@ async def test_what_fails_before_a_request_is_made_is_all_that_is_said(option):
     manager = SseConnectionManager("http://example.org/sse", **option)
     with pytest.raises(LookupError) as caught:
         await manager.start()
-    assert caught.value.__notes__ == [f"mooring: raised by {manager.name} while opening"]
+    assert caught.value.__notes__ == [f"ownertask: raised by {manager.name} while opening"]
 
 
 @pytest.mark.skipif(not SDK_IS_RECENT, reason="this SDK follows a redirect wherever it leads")

@@ -7,9 +7,9 @@ import anyio
 import pytest
 from servers import TINY, python_server
 
-from mooring import StartTimeoutError
-from mooring.mcp import SessionConnectionManager, StdioConnectionManager, _sdk
-from mooring.mcp._stderr import TAIL_BYTES, StderrTail, piped_stderr
+from ownertask import StartTimeoutError
+from ownertask.mcp import SessionConnectionManager, StdioConnectionManager, _sdk
+from ownertask.mcp._stderr import TAIL_BYTES, StderrTail, piped_stderr
 
 SAYS_HELLO = python_server(
     "import sys; sys.stderr.write('hello\\n'); sys.stderr.flush(); sys.stdin.read()"
@@ -90,7 +90,7 @@ async def test_an_errlog_that_fails_is_logged_once_and_hurts_nobody(caplog):
     async with manager:
         pass
     assert manager.stderr_tail == "hello\nhello again\n"
-    [record] = [record for record in caplog.records if record.name == "mooring"]
+    [record] = [record for record in caplog.records if record.name == "ownertask"]
     assert record.getMessage() == f"{manager.name}: cannot write the server's stderr to errlog"
     assert "disk full" in caplog.text
 

@@ -14,8 +14,8 @@ from mcp import StdioServerParameters
 from probe import raises
 from servers import MUTE, STUBBORN, TINY, python_server
 
-from mooring import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
-from mooring.mcp import SessionConnectionManager, StdioConnectionManager, _sdk
+from ownertask import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
+from ownertask.mcp import SessionConnectionManager, StdioConnectionManager, _sdk
 
 only_posix = pytest.mark.skipif(sys.platform == "win32", reason="about signals")
 slow = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -57,7 +57,7 @@ async def test_P7_a_native_cancel_of_the_owner_leaves_no_process(times):
     manager = StdioConnectionManager(STUBBORN)
     before = processes()
     await manager.start()
-    [owner] = [task for task in asyncio.all_tasks() if "mooring owner" in task.get_name()]
+    [owner] = [task for task in asyncio.all_tasks() if "owner task of " in task.get_name()]
     for _ in range(times):
         owner.cancel()
         await asyncio.sleep(0)
@@ -167,7 +167,7 @@ async def test_O12_a_server_that_says_nothing_of_use_is_a_timeout(code):
 
 
 async def test_the_server_gets_the_safe_variables_and_its_own_and_no_others(monkeypatch):
-    monkeypatch.setenv("MOORING_TESTS_TOKEN", "s3cret")
+    monkeypatch.setenv("OWNERTASK_TESTS_TOKEN", "s3cret")
     server = python_server("import os, sys; print(*os.environ, file=sys.stderr); sys.stdin.read()")
     server.env = {"OF_ITS_OWN": "1"}
     manager = StdioConnectionManager(server)
@@ -175,7 +175,7 @@ async def test_the_server_gets_the_safe_variables_and_its_own_and_no_others(monk
         pass
     names = set(manager.stderr_tail.split())
     assert {"OF_ITS_OWN", "PATH"} <= names
-    assert "MOORING_TESTS_TOKEN" not in names
+    assert "OWNERTASK_TESTS_TOKEN" not in names
 
 
 async def test_O13_an_error_handler_of_the_users_choice_is_kept():
@@ -230,7 +230,7 @@ def test_a_server_can_be_started_in_one_run_after_another(anyio_backend_name):
 @pytest.mark.parametrize(
     ("server_params", "error"),
     [
-        (StdioServerParameters(command="mooring-has-no-such-command"), FileNotFoundError),
+        (StdioServerParameters(command="ownertask-has-no-such-command"), FileNotFoundError),
         (StdioServerParameters(command=__file__), PermissionError),
         (StdioServerParameters(command=sys.executable, cwd="/no/such/folder"), FileNotFoundError),
     ],
@@ -284,11 +284,11 @@ async def test_no_argument_and_no_environment_value_is_shown_anywhere(caplog):
         env={"TOKEN": secret},
     )
     manager = StdioConnectionManager(server_params)
-    with caplog.at_level(logging.DEBUG, logger="mooring"):
+    with caplog.at_level(logging.DEBUG, logger="ownertask"):
         async with manager:
             assert secret not in repr(manager)
         failing = StdioConnectionManager(
-            StdioServerParameters(command="mooring-has-no-such-command", args=[secret])
+            StdioServerParameters(command="ownertask-has-no-such-command", args=[secret])
         )
         with pytest.raises(FileNotFoundError) as caught:
             await failing.start()

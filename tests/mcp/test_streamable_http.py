@@ -7,8 +7,8 @@ import mcp
 import pytest
 from http_server import http_server, result_of_initialize
 
-from mooring import ConnectionLostError, ConnectionState
-from mooring.mcp import (
+from ownertask import ConnectionLostError, ConnectionState
+from ownertask.mcp import (
     ClientConnectionManager,
     SessionConnectionManager,
     SseConnectionManager,

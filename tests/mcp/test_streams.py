@@ -3,8 +3,8 @@
 import anyio
 import pytest
 
-from mooring import ConnectionManager, ConnectionState
-from mooring.mcp.streams import watched
+from ownertask import ConnectionManager, ConnectionState
+from ownertask.mcp.streams import watched
 
 
 class Ends:

@@ -37,14 +37,14 @@ from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 from websockets.version import version
 
-from mooring import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
-from mooring.mcp import (
+from ownertask import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
+from ownertask.mcp import (
     ClientConnectionManager,
     SessionConnectionManager,
     WebSocketConnectionManager,
     _sdk,
 )
-from mooring.mcp import _websocket_client as client
+from ownertask.mcp import _websocket_client as client
 
 LIBRARY = tuple(int(number) for number in version.split(".")[:2])
 quiet = logging.getLogger("tests.quiet")  # of servers that are meant to fail
@@ -449,10 +449,10 @@ def test_a_proxy_needs_a_library_that_knows_them():
 
 
 def test_what_cannot_be_imported_is_told_with_the_extra_that_brings_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mooring.mcp._websocket_client", None)
-    monkeypatch.delattr("mooring.mcp._websocket_client")
+    monkeypatch.setitem(sys.modules, "ownertask.mcp._websocket_client", None)
+    monkeypatch.delattr("ownertask.mcp._websocket_client")
     with pytest.raises(
-        ImportError, match=r"websockets 13\.1 or newer, which mooring's extra `websocket` brings"
+        ImportError, match=r"websockets 13\.1 or newer, which ownertask's extra `websocket` brings"
     ):
         WebSocketConnectionManager("ws://example.org")
 
@@ -465,7 +465,7 @@ async def test_trio_without_a_client_for_it_is_told_the_version_that_has_one(mon
 
 
 def test_importing_the_managers_does_not_import_the_library():
-    code = "import sys, mooring.mcp; print('websockets' in sys.modules)"
+    code = "import sys, ownertask.mcp; print('websockets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -552,14 +552,14 @@ async def test_O4_a_refused_port_says_which():
         manager = manager_of(f"ws://127.0.0.1:{port}/mcp")
         with pytest.raises(OSError, match=f"127.0.0.1'?[:,] ?{port}") as caught:
             await manager.start()
-    assert caught.value.__notes__ == [f"mooring: raised by {manager.name} while opening"]
+    assert caught.value.__notes__ == [f"ownertask: raised by {manager.name} while opening"]
 
 
 @slow
 @pytest.mark.within(20)
 async def test_O4_an_unknown_host_is_an_error_of_the_resolver():
     with pytest.raises(socket.gaierror):
-        await manager_of("ws://mooring-has-no-such-host.invalid/").start()
+        await manager_of("ws://ownertask-has-no-such-host.invalid/").start()
 
 
 async def test_O4_a_certificate_that_is_not_trusted_is_said():
@@ -595,7 +595,7 @@ async def test_O7_the_status_of_a_refused_upgrade_is_in_the_error(status):
     asked = " and asks for Bearer" if status == 401 else ""
     assert caught.value.__notes__ == [
         f"the server refused the ws:// upgrade with HTTP {status}{asked}",
-        f"mooring: raised by {manager.name} while opening",
+        f"ownertask: raised by {manager.name} while opening",
     ]
 
 

@@ -297,8 +297,8 @@ def killed_by(number):
     """The test that failed because of the mutant, or `None`; "hung" if none ended."""
     mutant = MUTANTS[number]
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "mooring")
-        shutil.copytree(ROOT / "src" / "mooring", package)
+        package = Path(folder, "ownertask")
+        shutil.copytree(ROOT / "src" / "ownertask", package)
         source = package / mutant.file
         text = source.read_text()
         assert text.count(mutant.old) == 1, f"{mutant.what}: found {text.count(mutant.old)} times"
@@ -314,7 +314,7 @@ def killed_by(number):
             "not uvloop",
             *SEARCH,
         ]
-        environment = {**os.environ, "PYTHONPATH": folder, "MOORING_PROOF": "mutants"}
+        environment = {**os.environ, "PYTHONPATH": folder, "OWNERTASK_PROOF": "mutants"}
         try:
             done = subprocess.run(  # noqa: PLW1510 - the code it exits with is what is asked for
                 command, env=environment, cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True

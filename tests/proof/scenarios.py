@@ -7,7 +7,7 @@ from anyio.lowlevel import checkpoint
 from proof.session import SessionHarbour
 from proof.sweep import Boom, Scenario
 
-from mooring import ConnectionLostError, ConnectionStoppedError, StartTimeoutError
+from ownertask import ConnectionLostError, ConnectionStoppedError, StartTimeoutError
 
 
 async def fail():

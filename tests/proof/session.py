@@ -8,8 +8,8 @@ from mcp.shared.memory import create_client_server_memory_streams
 from mcp.shared.message import SessionMessage
 from proof.sweep import Boom
 
-from mooring import ConnectionManager
-from mooring.mcp import SessionConnectionManager
+from ownertask import ConnectionManager
+from ownertask.mcp import SessionConnectionManager
 
 if hasattr(types, "jsonrpc_message_adapter"):
     parse = types.jsonrpc_message_adapter.validate_python

@@ -19,14 +19,14 @@ import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from conftest import all_tasks
 
-from mooring import (
+from ownertask import (
     ConnectionLostError,
     ConnectionManager,
     ConnectionState,
     ConnectionStoppedError,
     NotConnectedError,
 )
-from mooring._owner import Run
+from ownertask._owner import Run
 
 LOSSES = ["loss", "owner_task_is_cancelled", "transport_ends", "transport_crashes"]
 
@@ -363,8 +363,9 @@ class World:
         blows = [blow.what for blow in self.struck if blow.what.startswith("caller")]
         return "caller_task_is_cancelled" in blows[1:]
 
-    def tasks_of_mooring(self):
-        return [name for task in all_tasks() if (name := task_name(task)).startswith("mooring ")]
+    def library_tasks(self):
+        names = map(task_name, all_tasks())
+        return [name for name in names if name.startswith(("owner task of ", "ownertask "))]
 
     async def started(self, timeout=None, *, by_other=False):
         """`start()`, and what must hold at the moment it returns."""
@@ -378,7 +379,7 @@ class World:
             self.check(f"start() raised {error!r}", self.may_raise(error, starting=True))
             if not self.wanted_by_others and (ahead is None or ahead is not self.manager._life.run):
                 self.check("1: start() raised, and its owner lives", self.is_over())
-                self.check("1: start() raised, and there are tasks left", not self.tasks_of_mooring())
+                self.check("1: start() raised, and there are tasks left", not self.library_tasks())
             raise
         self.check("start() returned what is not open", self.is_open())
         is_lost = self.manager._life.run in self.lost_while_opening
@@ -399,7 +400,7 @@ class World:
             if not self.was_cancelled_again():
                 self.check("3: stop() returned, and the owner lives", run is None or run.is_over)
                 if self.is_over():
-                    left = self.tasks_of_mooring()
+                    left = self.library_tasks()
                     self.check(f"3: stop() returned, and there are {left}", not left)
 
     async def waited(self):
@@ -517,14 +518,14 @@ class Watch:
             await Driven(own(run), lambda when: world.at_point("owner", when))
 
         Run._own = driven_own
-        logger = logging.getLogger("mooring")
+        logger = logging.getLogger("ownertask")
         logger.addHandler(self.records)
         logger.propagate = False
         return self.records.records
 
     def __exit__(self, *_):
         Run._own = self.own
-        logger = logging.getLogger("mooring")
+        logger = logging.getLogger("ownertask")
         logger.removeHandler(self.records)
         logger.propagate = True
 
@@ -556,7 +557,7 @@ async def check_the_end(world, records):
         await anyio.sleep(400)  # a timer that is left goes off
     logged = [record.exc_info[1] for record in records if record.exc_info]
     world.check("8: an error was logged twice", len(set(map(id, logged))) == len(logged))
-    world.check("an error of mooring's own", not any(record.levelno >= 40 for record in records))
+    world.check("an error of ownertask's own", not any(record.levelno >= 40 for record in records))
     causes = [error.__cause__ for error in logged]
     for run in world.runs:
         error = run.exception

@@ -9,7 +9,7 @@ from conftest import all_tasks
 from probe import Probe
 from proof import clocks
 
-from mooring import ConnectionState, ConnectionStoppedError
+from ownertask import ConnectionState, ConnectionStoppedError
 
 virtual = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
 
@@ -48,7 +48,7 @@ def test_a_stop_leaves_no_timer_behind_on_trio():
 
     async def stop():
         await probe.stop()
-        left.extend(task for task in all_tasks() if task.name == "mooring timer")
+        left.extend(task for task in all_tasks() if task.name == "ownertask timer")
 
     async def main():
         for _ in range(50):

@@ -10,8 +10,8 @@ from mcp import StdioServerParameters
 from probe import Probe, Stage, raises
 from servers import MUTE
 
-from mooring import ConnectionManager, ConnectionState
-from mooring.mcp import SessionConnectionManager, StdioConnectionManager
+from ownertask import ConnectionManager, ConnectionState
+from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
 
 async def crash():
@@ -75,7 +75,7 @@ async def test_nothing_spins_after(case, grace):
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
 async def test_nothing_spins_after_servers_have_failed():
-    missing = StdioConnectionManager(StdioServerParameters(command="mooring-has-no-such-command"))
+    missing = StdioConnectionManager(StdioServerParameters(command="ownertask-has-no-such-command"))
     mute = SessionConnectionManager(MUTE, start_timeout=0.1)
     for manager in (missing, mute):
         with pytest.raises(OSError, match="."):

@@ -16,9 +16,9 @@ from proof import clocks
 from proof.model import Call, Model
 from proof.sweep import Boom, Harbour, is_asyncio
 
-from mooring import ConnectionLostError, NotConnectedError
+from ownertask import ConnectionLostError, NotConnectedError
 
-PROFILE = os.environ.get("MOORING_PROOF")
+PROFILE = os.environ.get("OWNERTASK_PROOF")
 IS_LONG = PROFILE == "long"
 
 # No two of these add up to the same time.

@@ -16,9 +16,9 @@ import pytest
 from conftest import all_tasks, resources
 from servers import TINY
 
-from mooring.mcp import SessionConnectionManager, StdioConnectionManager
+from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
-CYCLES = 1000 if os.environ.get("MOORING_PROOF") == "soak" else 36
+CYCLES = 1000 if os.environ.get("OWNERTASK_PROOF") == "soak" else 36
 # What one manager, one task or one frame that is left each time would cost at the least.
 BYTES_PER_CYCLE = 400
 

@@ -7,7 +7,7 @@ from proof import clocks
 from proof.scenarios import SCENARIOS
 from proof.sweep import SECOND_BLOWS, sweep
 
-IS_LONG = os.environ.get("MOORING_PROOF") == "long"
+IS_LONG = os.environ.get("OWNERTASK_PROOF") == "long"
 
 TWICE = list(SCENARIOS) if IS_LONG else ["start", "stop"]
 

@@ -1,6 +1,6 @@
 """Every difference between the SDK's lines 1.x and 2.x, and nothing else.
 
-Types are those of 2.x, against which mooring is checked.
+Types are those of 2.x, against which ownertask is checked.
 """
 
 import inspect

@@ -45,7 +45,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         """Makes a manager; no process is started yet.
 
         Args:
-            server_params: The command, its arguments, environment and folder. Of mooring's own
+            server_params: The command, its arguments, environment and folder. Of ownertask's own
                 environment the server gets the SDK's safe variables only. Bytes that are no text are
                 replaced, unless it has an `encoding_error_handler` of your choice.
             errlog: Where the server's stderr goes: whatever has a `write()` that takes text. It is

@@ -9,7 +9,7 @@ cancels the owner's scope, because only that kind of cancellation gets through t
 retries inside transports: a native one that comes at the wrong moment hangs the SDK's stdio exit
 for ever. On trio nothing but the end of the run cancels a system task from outside.
 
-This file is imported when a run begins, not when mooring is: asyncio costs more than the rest of
+This file is imported when a run begins, not when ownertask is: asyncio costs more than the rest of
 the library together.
 """
 
@@ -326,7 +326,7 @@ class _TrioEventLoop(EventLoop):
                 await self._trio.sleep(seconds)
                 callback()
 
-        self._trio.lowlevel.spawn_system_task(wait_and_call, name="mooring timer")
+        self._trio.lowlevel.spawn_system_task(wait_and_call, name="ownertask timer")
         return scope
 
     @override

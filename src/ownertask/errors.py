@@ -1,4 +1,4 @@
-"""What mooring itself raises. What a connection raises keeps its own type.
+"""What ownertask itself raises. What a connection raises keeps its own type.
 
 ```
 ConnectionManagerError(Exception)
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class ConnectionManagerError(Exception):
-    """The base of all errors of mooring's own.
+    """The base of all errors of ownertask's own.
 
     Attributes:
         name: The name of the manager.

@@ -52,7 +52,7 @@ server that ignores everything, needs 6.5."""
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
 # Inherited by the child tasks and the callbacks of an owner: the runs that this code is a part of.
-_runs_around: ContextVar[tuple["Run[object]", ...]] = ContextVar("mooring_runs_around", default=())
+_runs_around: ContextVar[tuple["Run[object]", ...]] = ContextVar("ownertask_runs_around", default=())
 runs_around_caller: Final = _runs_around.get
 
 
@@ -80,15 +80,15 @@ def add_note(error: BaseException, note: str) -> None:
             error.add_note(note)
 
 
-# These import when a run begins what `import mooring` must not: asyncio, and logging, which takes as
-# long as all of mooring. Cached, since such a statement alone is a thirtieth of a start and a stop.
+# These import when a run begins what `import ownertask` must not: asyncio, and logging, which takes as
+# long as all of ownertask. Cached, since such a statement alone is a thirtieth of a start and a stop.
 
 
 @cache
 def _logger() -> "Logger":
     from logging import getLogger
 
-    return getLogger("mooring")
+    return getLogger("ownertask")
 
 
 @cache
@@ -169,7 +169,7 @@ class Run(Generic[T]):
     @property
     def task_name(self) -> str:
         """The name of the owner task."""
-        return f"mooring owner of {self.name}"
+        return f"owner task of {self.name}"
 
     @property
     def is_alive(self) -> bool:
@@ -469,7 +469,7 @@ class Run(Generic[T]):
         return loss
 
     def _note(self, error: BaseException, phase: str) -> None:
-        add_note(error, f"mooring: raised by {self.name} while {phase}")
+        add_note(error, f"ownertask: raised by {self.name} while {phase}")
 
     def _leaf(self, raised: BaseException | None) -> BaseException | None:
         """What was raised, without cancellations and without groups of one."""

@@ -17,7 +17,7 @@ import anyio
 
 __all__ = ["ErrorLog", "StderrTail", "piped_stderr"]
 
-logger = logging.getLogger("mooring")
+logger = logging.getLogger("ownertask")
 
 TAIL_BYTES: Final = 8192
 """As much of a server's stderr is kept: a traceback or two."""

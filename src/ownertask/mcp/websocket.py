@@ -96,7 +96,7 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
             name: See `ConnectionManager`; without one, the URL's scheme, host and path are shown.
 
         Raises:
-            ImportError: The extra `mooring[websocket]` is not installed, or websockets is too old.
+            ImportError: The extra `ownertask[websocket]` is not installed, or websockets is too old.
             TypeError: An argument is of a wrong type.
             ValueError: `url` is no WebSocket URL, or another argument has a value that makes no
                 sense.
@@ -215,13 +215,13 @@ def _checked_subprotocols(words: Sequence[str]) -> Sequence[str]:
     return tuple(words)
 
 
-# Imported when it is needed: `import mooring.mcp` works without the library.
+# Imported when it is needed: `import ownertask.mcp` works without the library.
 def _websocket_client() -> ModuleType:
     try:
         from . import _websocket_client as client
     except ImportError as exc:
         raise ImportError(
             "WebSocketConnectionManager needs websockets 13.1 or newer, "
-            "which mooring's extra `websocket` brings"
+            "which ownertask's extra `websocket` brings"
         ) from exc
     return client

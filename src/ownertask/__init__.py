@@ -1,6 +1,6 @@
 """Open an async connection in one task, use it from any task, close it from any task.
 
-Importing this imports neither `mcp` nor an event loop; the managers for MCP are in `mooring.mcp`.
+Importing this imports neither `mcp` nor an event loop; the managers for MCP are in `ownertask.mcp`.
 """
 
 from .errors import (

@@ -41,8 +41,8 @@ PROXY_SCHEMES: Final = frozenset({"http", "https", "socks4", "socks4a", "socks5"
 HAS_PROXY: Final = "proxy" in signature(connect).parameters
 
 # Not made by getLogger(), so that no configuration can turn its DEBUG on.
-_logger = logging.Logger("mooring.websocket", logging.WARNING)  # noqa: LOG001
-_logger.parent = logging.getLogger("mooring")
+_logger = logging.Logger("ownertask.websocket", logging.WARNING)  # noqa: LOG001
+_logger.parent = logging.getLogger("ownertask")
 
 
 WebSocket = TypeAliasType("WebSocket", "ClientConnection | TrioClientConnection")

@@ -7,7 +7,7 @@ from typing import cast
 __all__ = ["waiting_place"]
 
 # Everything waits in these in the end, which tells nobody anything.
-_EVENT_LOOP_LIBRARIES = frozenset({"anyio", "asyncio", "contextlib", "mooring", "outcome", "trio"})
+_EVENT_LOOP_LIBRARIES = frozenset({"anyio", "asyncio", "contextlib", "ownertask", "outcome", "trio"})
 
 
 def waiting_place(coroutine: object) -> str:
