@@ -65,7 +65,7 @@ def test_own_transport(backend):
 @backends
 def test_noticing_a_loss(backend):
     told = run("examples/noticing_a_loss.py", backend).splitlines()
-    assert told.count("lost, because the server closed its output") == 2
+    assert told.count("lost, because the server closed its stdout") == 2
     down = [line for line in told if line.startswith("calculator is down: ConnectionLostError(")]
     assert 1 <= len(down) <= 2  # the second may come when nobody listens any more
     assert len(told) == 2 + len(down)
@@ -73,7 +73,7 @@ def test_noticing_a_loss(backend):
 
 @backends
 def test_timeouts(backend):
-    assert run("examples/timeouts.py", backend).endswith(": no connection within 0.5 s\n")
+    assert run("examples/timeouts.py", backend).endswith(": not connected after 0.5 s\n")
 
 
 @backends

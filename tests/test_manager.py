@@ -4,7 +4,7 @@ import asyncio
 import copy
 import pickle
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import anyio
@@ -303,7 +303,9 @@ async def test_a_queued_start_can_be_cancelled_and_can_run_out_of_patience():
     async with anyio.create_task_group() as tg:
         tg.start_soon(probe.stop)
         await stage.reached.wait()
-        with pytest.raises(StartTimeoutError, match=r"0\.01 s; the task 'owner task of probe' waits in"):
+        with pytest.raises(
+            StartTimeoutError, match=r"0\.01 s; the task 'owner task of probe' is waiting in"
+        ):
             await probe.start(timeout=0.01)
         with anyio.move_on_after(0.01) as scope:
             await probe.start()
@@ -315,7 +317,7 @@ async def test_a_queued_start_can_be_cancelled_and_can_run_out_of_patience():
 
 async def test_O3_a_start_with_a_timeout_ends_the_attempt_and_says_so():
     probe = Probe(anyio.sleep_forever)
-    with pytest.raises(StartTimeoutError, match=r"^probe: no connection within 0\.01 s$") as caught:
+    with pytest.raises(StartTimeoutError, match=r"^probe: not connected after 0\.01 s$") as caught:
         await probe.start(timeout=0.01)
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.timeout == 0.01
@@ -403,8 +405,23 @@ async def test_connection_can_be_read_if_and_only_if_it_is_open():
         with pytest.raises(NotConnectedError, match="closing"):
             probe.connection  # noqa: B018
         closing.let_go.set()
-    with pytest.raises(NotConnectedError, match="closed"):
+    message = r"^probe: not connected \(state: closed\); call start\(\) first$"
+    with pytest.raises(NotConnectedError, match=message) as caught:
         probe.connection  # noqa: B018
+    assert caught.value.__cause__ is None
+    assert not caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("phase", ["opening", "closing"])
+async def test_reading_the_connection_of_a_failed_run_raises_its_failure_as_the_cause(phase):
+    failure = OSError("no")
+    probe = Probe(**{phase: raises(failure)})
+    with suppress(OSError):
+        await probe.start()
+    await probe.stop()
+    with pytest.raises(NotConnectedError, match="failed") as caught:
+        probe.connection  # noqa: B018
+    assert caught.value.__cause__ is failure is probe.exception
 
 
 async def test_wait_closed_is_about_the_run_that_is_alive_or_the_last_one():
@@ -494,7 +511,7 @@ async def test_async_with_stops_what_it_has_started():
     probe = Probe()
     async with probe as connection:
         assert connection is probe.connection
-        with pytest.raises(RuntimeError, match="entered"):
+        with pytest.raises(RuntimeError, match="already in use by an `async with` block; exit"):
             async with probe:
                 pytest.fail("entered twice")
     assert probe.state is CLOSED
@@ -544,7 +561,7 @@ async def test_a_second_entry_is_refused_while_the_first_opens_anew():
         await wait_all_tasks_blocked()
         tg.start_soon(probe.stop)
         await closing.reached.wait()
-        with pytest.raises(RuntimeError, match="entered already"):
+        with pytest.raises(RuntimeError, match="already in use by an `async with` block"):
             await probe.__aenter__()
         closing.let_go.set()
 
@@ -753,14 +770,16 @@ async def test_open_inner_puts_another_managers_connection_into_this_run():
         connection = await outer.start()
         assert connection is outer.connection
         assert probe.state is NEW
-        with pytest.raises(RuntimeError, match="it is a part of outer"):
+        with pytest.raises(RuntimeError, match="it is part of outer; start that manager instead"):
             await probe.start()
-        with pytest.raises(RuntimeError, match="part of outer already"):
+        with pytest.raises(RuntimeError, match="already part of outer; a manager can be part of one"):
             await Outer(probe).start()
         await outer.stop()
     assert len(probe.exited) == 2
     async with probe:
-        with pytest.raises(RuntimeError, match="cannot be lent"):
+        with pytest.raises(
+            RuntimeError, match=r"cannot become part of .* \(state: open\); call stop\(\) first"
+        ):
             await outer.start()
 
 

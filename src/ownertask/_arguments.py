@@ -17,5 +17,5 @@ def checked_timeout(argument: str, value: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument} must be a number of seconds or None, not {value!r}")
     if math.isnan(value) or value < 0:
-        raise ValueError(f"{argument} must be a number of seconds from 0 up or None, not {value!r}")
+        raise ValueError(f"{argument} must be a non-negative number of seconds or None, not {value!r}")
     return value

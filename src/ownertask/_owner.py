@@ -194,7 +194,10 @@ class Run(Generic[T]):
             return cast("T", self._connection)
         if self._loss is not None and state is not OPENING:
             raise self._loss.built_anew()
-        raise NotConnectedError(self.name, state)
+        error = NotConnectedError(self.name, state)
+        if self.exception is not None:
+            error.__cause__ = self.exception
+        raise error
 
     @property
     def exception(self) -> BaseException | None:
@@ -204,7 +207,7 @@ class Run(Generic[T]):
     @property
     def whereabouts(self) -> str:
         """The name of the owner task, and where it waits."""
-        return f"the task {self.task_name!r} waits {waiting_place(self._coroutine)}"
+        return f"the task {self.task_name!r} is waiting {waiting_place(self._coroutine)}"
 
     def is_in_this_loop(self) -> bool:
         """Whether the caller runs in the event loop of this run."""
@@ -390,7 +393,7 @@ class Run(Generic[T]):
 
     def _cancelled_outside(self) -> None:
         if not self.is_over:
-            self.lose(None, "the owner task was cancelled from outside")
+            self.lose(None, "the connection was lost because its owner task was cancelled from outside")
             if self.state is OPENING:
                 self._move(CLOSING)
             self._cancel()
@@ -412,7 +415,7 @@ class Run(Generic[T]):
         self._notify()
         if not self._complained:
             self._complained = True
-            _logger().error("%s: could not be stopped, %s", self.name, self.whereabouts)
+            _logger().error("%s: could not be stopped; %s", self.name, self.whereabouts)
 
     def _set_timer(self, seconds: float, callback: Callable[[], object]) -> None:
         if self._timer is not None:
@@ -456,7 +459,7 @@ class Run(Generic[T]):
         if error is not None:
             return error
         if self._loss is None:
-            message = "opening was cancelled, and nobody here had asked for it"
+            message = "opening was cancelled, but neither stop() nor a timeout requested it"
             self._loss = ConnectionLostError(self.name, message)
         return self._loss
 

@@ -71,7 +71,7 @@ class NotConnectedError(ConnectionManagerError, RuntimeError):
     """
 
     def __init__(self, name: str, state: ConnectionState) -> None:
-        super().__init__(name, f"there is no connection, the state is {state.value!r}")
+        super().__init__(name, f"not connected (state: {state.value}); call start() first")
         self.state = state
 
 
@@ -79,7 +79,7 @@ class ConnectionStoppedError(ConnectionManagerError):
     """The run that `start()` waited for was stopped by somebody."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, "was stopped while start() waited for its connection")
+        super().__init__(name, "stop() was called while start() was waiting for the connection")
 
 
 class ConnectionLostError(ConnectionManagerError):
@@ -100,7 +100,7 @@ class StartTimeoutError(ConnectionManagerError, TimeoutError):
     """
 
     def __init__(self, name: str, timeout: float, detail: str = "") -> None:
-        super().__init__(name, f"no connection within {timeout:g} s{detail}")
+        super().__init__(name, f"not connected after {timeout:g} s{detail}")
         self.timeout = timeout
 
 
@@ -112,18 +112,24 @@ class StopTimeoutError(ConnectionManagerError, TimeoutError):
     """
 
     def __init__(self, name: str, detail: str) -> None:
-        super().__init__(name, f"could not be stopped, {detail}")
+        super().__init__(name, f"could not be stopped; {detail}")
 
 
 class WrongEventLoopError(ConnectionManagerError, RuntimeError):
     """The run belongs to another event loop."""
 
     def __init__(self, name: str, method: str) -> None:
-        super().__init__(name, f"{method}() was called outside the event loop that the run is in")
+        super().__init__(
+            name,
+            f"{method}() was called from another event loop; "
+            "call it in the event loop in which the manager was started",
+        )
 
 
 class OwnerTaskError(ConnectionManagerError, RuntimeError):
     """A call from inside the owner task, where it would wait for itself."""
 
     def __init__(self, name: str, method: str) -> None:
-        super().__init__(name, f"{method}() was called by its own connection, and would wait for itself")
+        super().__init__(
+            name, f"{method}() was called from inside the connection's own task and would deadlock"
+        )

@@ -219,7 +219,10 @@ class ConnectionManager(ABC, Generic[T_co]):
     def _begin(self) -> Run[T_co]:
         life = self._life
         if life.is_lent:
-            raise RuntimeError(f"{self.name}: cannot be started, it is a part of {life.borrower_name}")
+            raise RuntimeError(
+                f"{self.name}: cannot be started on its own because it is part of "
+                f"{life.borrower_name}; start that manager instead"
+            )
         start_timeout = checked_timeout("start_timeout", self.start_timeout)
         life.run = Run(life, self.name, self.open_connection, start_timeout)
         return life.run
@@ -315,7 +318,10 @@ class ConnectionManager(ABC, Generic[T_co]):
             Closes the connection as a cancelled `stop()` does. That is no loss.
         """
         if self._alive_run("run") is not None:
-            raise RuntimeError(f"{self.name}: run() was called while the state is {self.state.value!r}")
+            raise RuntimeError(
+                f"{self.name}: run() requires a manager that is not running "
+                f"(state: {self.state.value}); call stop() first"
+            )
         connection = await self.start()
         run = cast("Run[T_co]", self._life.run)
         try:
@@ -345,7 +351,9 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     def _check_not_entered(self) -> None:
         if any(run.is_alive for _, run in self._life.entries):
-            raise RuntimeError(f"{self.name}: is entered already")
+            raise RuntimeError(
+                f"{self.name}: already in use by an `async with` block; exit that block first"
+            )
 
     async def __aexit__(
         self,
@@ -439,9 +447,15 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         life = manager._life
         if life.is_lent:
-            raise RuntimeError(f"{manager.name}: is a part of {life.borrower_name} already")
+            raise RuntimeError(
+                f"{manager.name}: already part of {life.borrower_name}; "
+                "a manager can be part of one other manager at a time"
+            )
         if life.run is not None and life.run.is_alive:
-            raise RuntimeError(f"{manager.name}: is {manager.state.value}, and cannot be lent")
+            raise RuntimeError(
+                f"{manager.name}: cannot become part of {self.name} while it is running "
+                f"(state: {manager.state.value}); call stop() first"
+            )
         around = [run for run in runs_around_caller() if run.life is self._life]
         life.loan = loan = (self, around[-1] if around else None)
         try:

@@ -100,7 +100,7 @@ async def test_a_callers_own_timeout_says_what_is_known_too():
     async with failing("SSE", "no `endpoint` event", start_timeout=None) as manager:
         with pytest.raises(StartTimeoutError) as caught:
             await manager.start(timeout=0.5)
-    assert caught.value.__notes__ == ["the server has sent no `endpoint` event of the same origin"]
+    assert caught.value.__notes__ == ["the server did not send an `endpoint` event with the same origin"]
 
 
 @backends

@@ -168,9 +168,7 @@ async def test_P5_a_session_that_the_server_has_forgotten_is_a_loss_that_says_so
         await fails(session, "add")
         loss = await loss_of(manager)
     assert isinstance(loss.__cause__, _sdk.http.HTTPStatusError)
-    assert str(loss.__cause__) == (
-        "HTTP status 404 Not Found: the server does not know the session any more"
-    )
+    assert str(loss.__cause__) == ("HTTP status 404 Not Found: the server no longer knows the session")
     assert "405" not in "".join(getattr(loss, "__notes__", ()))
 
 

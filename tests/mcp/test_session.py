@@ -138,12 +138,12 @@ async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_
         await manager.start()
     assert processes() == before
     notes = caught.value.__notes__
-    assert notes[0] == "the server closed its output during the handshake"
+    assert notes[0] == "the server closed its stdout during the handshake"
     assert notes[-1] == f"ownertask: raised by {manager.name} while opening"
     assert "StdioConnectionManager(python" in notes[-1]
     assert len(notes) == (3 if how == "prints a traceback" else 2)
     if how == "prints a traceback":
-        assert notes[1].startswith("the server's stderr ended so:\nTraceback")
+        assert notes[1].startswith("the server's stderr ended with:\nTraceback")
         assert notes[1].endswith("LookupError: no config\n")
     assert "s3cret" not in "".join(notes)
 
@@ -210,7 +210,7 @@ async def test_P1_a_server_that_goes_is_a_loss_at_once_and_calls_in_flight_fail(
     with pytest.raises(ConnectionLostError) as caught:
         manager.connection  # noqa: B018
     assert isinstance(caught.value.__cause__, EOFError)
-    assert str(caught.value.__cause__) == "the server closed its output"
+    assert str(caught.value.__cause__) == "the server closed its stdout"
     async with manager as session:  # and it can be started again
         assert text(await session.call_tool("process_id", {})) != str(process_id)
 
@@ -228,7 +228,7 @@ async def test_P1_a_loss_carries_the_tail_of_stderr(kind, caplog):
         await session.call_tool("exit", {"code": 3})
     with pytest.raises(ConnectionLostError) as caught:
         await manager.wait_closed()
-    assert caught.value.__notes__ == ["the server's stderr ended so:\nready\n"]
+    assert caught.value.__notes__ == ["the server's stderr ended with:\nready\n"]
     assert caught.value.name == manager.name
     [record] = [record for record in caplog.records if record.name == "ownertask"]
     assert record.getMessage() == f"{manager.name}: the connection was lost"
@@ -276,7 +276,7 @@ async def test_P3_a_server_that_is_stopped_keeps_calls_to_their_timeouts_and_sto
 async def test_O12_a_mute_server_is_a_timeout_and_is_gone(kind):
     manager = kind(MUTE, start_timeout=0.2)
     before = processes()
-    with pytest.raises(StartTimeoutError, match=r"no connection within 0\.2 s"):
+    with pytest.raises(StartTimeoutError, match=r"not connected after 0\.2 s"):
         await manager.start()
     assert processes() == before
 
@@ -380,7 +380,7 @@ async def test_a_read_timeout_may_be_seconds_or_a_timedelta(seconds):
 @kinds
 async def test_what_the_installed_sdk_does_not_take_is_refused(kind):
     for option in ("colour", "read_stream", "server"):
-        with pytest.raises(TypeError, match=f"unexpected argument '{option}'.* takes .*client_info"):
+        with pytest.raises(TypeError, match=f"unexpected argument '{option}'.* accepts .*client_info"):
             kind(TINY, **{option: 1})
     if not _sdk.HAS_CLIENT:
         with pytest.raises(TypeError, match="unexpected argument 'log_level'"):
@@ -437,7 +437,9 @@ def test_a_cache_is_told_the_url_as_its_target_without_credentials():
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x has a Client")
 def test_without_a_client_in_the_sdk_the_manager_says_so():
-    with pytest.raises(RuntimeError, match="needs mcp 2 or newer, and mcp 1.* SessionConnectionManager"):
+    with pytest.raises(
+        RuntimeError, match="requires mcp 2 or newer, but mcp 1.* SessionConnectionManager"
+    ):
         ClientConnectionManager(TINY)
 
 

@@ -77,7 +77,7 @@ async def test_there_may_be_no_sys_stderr_at_all(monkeypatch):
 
 @pytest.mark.parametrize("errlog", [1, "path", io.BytesIO(), object()])
 def test_an_errlog_that_takes_no_text_is_refused(errlog):
-    with pytest.raises(TypeError, match="errlog must be None or have a write"):
+    with pytest.raises(TypeError, match=r"errlog must be None or an object whose write\(\) method accepts text"):
         StdioConnectionManager(TINY, errlog)
 
 
@@ -91,7 +91,10 @@ async def test_an_errlog_that_fails_is_logged_once_and_hurts_nobody(caplog):
         pass
     assert manager.stderr_tail == "hello\nhello again\n"
     [record] = [record for record in caplog.records if record.name == "ownertask"]
-    assert record.getMessage() == f"{manager.name}: cannot write the server's stderr to errlog"
+    assert (
+        record.getMessage()
+        == f"{manager.name}: writing the server's stderr to errlog failed; the rest is not written"
+    )
     assert "disk full" in caplog.text
 
 
@@ -170,7 +173,7 @@ async def test_O12_the_tail_is_noted_on_a_start_that_ran_out_of_time(whose):
     )
     with pytest.raises(StartTimeoutError) as caught:
         await manager.start(timeout=bound if whose == "the caller's" else None)
-    assert caught.value.__notes__ == ["the server's stderr ended so:\nhello\n"]
+    assert caught.value.__notes__ == ["the server's stderr ended with:\nhello\n"]
 
 
 def test_the_tail_begins_with_a_line_and_is_bounded():

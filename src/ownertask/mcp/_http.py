@@ -78,10 +78,12 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("headers must map strings to strings")
         if not TOKEN.fullmatch(name):
-            raise ValueError("headers must have names of letters, digits and hyphens")
+            raise ValueError("headers must have names that contain only letters, digits and hyphens")
         if not value.isascii() or not value.isprintable() or value != value.strip():
             # The HTTP library would say so, too, and show the value.
-            raise ValueError(f"headers[{name!r}] must be printable ASCII without spaces around it")
+            raise ValueError(
+                f"headers[{name!r}] must be printable ASCII without leading or trailing spaces"
+            )
     return dict(headers)
 
 
@@ -119,7 +121,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         make = self.httpx_client_factory or _sdk.create_mcp_http_client
         timeouts = _sdk.http.Timeout(timeout, read=read_timeout)
         client = make(headers=self.headers, timeout=timeouts, auth=self.auth)
-        check_http_type("what httpx_client_factory returns", client, _sdk.http.AsyncClient)
+        check_http_type("the return value of httpx_client_factory", client, _sdk.http.AsyncClient)
         return client
 
     def get_streams(self) -> TransportStreams | None:
@@ -254,7 +256,7 @@ class Traffic:
             self._lose(error)
         else:
             first_line = str(error).partition("\n")[0]
-            self.refusal = f"an answer was not understood: {type(error).__name__}: {first_line}"
+            self.refusal = f"a response could not be processed: {type(error).__name__}: {first_line}"
 
 
 class _Body(_sdk.http.AsyncByteStream):

@@ -59,8 +59,8 @@ def client_type() -> "type[Client]":
     """
     if not HAS_CLIENT:
         raise RuntimeError(
-            f"ClientConnectionManager needs mcp 2 or newer, and mcp {SDK_VERSION} is installed; "
-            "use SessionConnectionManager"
+            f"ClientConnectionManager requires mcp 2 or newer, but mcp {SDK_VERSION} is installed; "
+            "use SessionConnectionManager instead"
         )
     from mcp import Client
 
@@ -78,7 +78,7 @@ def check_options(target: Callable[..., object], options: Iterable[str]) -> None
     for option in options:
         if option not in taken:
             raise TypeError(
-                f"unexpected argument {option!r}: {target.__name__} of mcp {SDK_VERSION} takes "
+                f"unexpected argument {option!r}: {target.__name__} of mcp {SDK_VERSION} accepts "
                 + ", ".join(sorted(taken))
             )
 

@@ -121,7 +121,11 @@ def _passing_on(name: str, errlog: ErrorLog | None, tail: StderrTail) -> _PassOn
                 flush()
         except Exception:  # whatever it is: the server is not to suffer from it
             errlog = None
-            logger.warning("%s: cannot write the server's stderr to errlog", name, exc_info=True)
+            logger.warning(
+                "%s: writing the server's stderr to errlog failed; the rest is not written",
+                name,
+                exc_info=True,
+            )
 
     return pass_on
 

@@ -60,8 +60,8 @@ def check_url(url: str) -> None:
         parse_uri(url)
     except (exceptions.InvalidURI, ValueError):
         raise ValueError(
-            "url must start with ws:// or wss:// and have a host; it may have a port up to 65535, a "
-            "user name together with a password, a path and a query, and no fragment"
+            "url must start with ws:// or wss:// and have a host; a port up to 65535, a user name with "
+            "a password, a path and a query are optional; a fragment is not allowed"
         ) from None
 
 
@@ -72,7 +72,7 @@ def check_proxy(proxy: str) -> None:
         ValueError: It is no proxy's URL, or the library knows no proxies.
     """
     if not HAS_PROXY:
-        raise ValueError(f"proxy needs websockets 15 or newer, and {library_version} is installed")
+        raise ValueError(f"proxy requires websockets 15 or newer; {library_version} is installed")
     try:
         parts = urlsplit(proxy)
         has_extras = parts.path not in {"", "/"} or parts.query or parts.fragment
@@ -89,7 +89,7 @@ def check_proxy(proxy: str) -> None:
     if not is_right:
         raise ValueError(
             "proxy must be a URL that starts with " + ", ".join(sorted(PROXY_SCHEMES)) + " and "
-            "has a host; it may have a port and a user name together with a password"
+            "has a host; a port and a user name with a password are optional"
         )
 
 
@@ -150,8 +150,8 @@ def _connector() -> Callable[..., AbstractAsyncContextManager[WebSocket]]:
         from websockets.trio.client import connect as trio_connect
     except ImportError as exc:
         raise ImportError(
-            "on trio, WebSocketConnectionManager needs websockets 17 or newer and trio, "
-            f"and websockets {library_version} is installed"
+            "on trio, WebSocketConnectionManager requires websockets 17 or newer; "
+            f"websockets {library_version} is installed"
         ) from exc
     return trio_connect
 
@@ -173,12 +173,12 @@ async def _opened(
             except InvalidStatus as exc:
                 status = f"HTTP {exc.response.status_code}"
                 asks_for = exc.response.headers.get("WWW-Authenticate", "").partition(" ")[0]
-                scheme_asked = f" and asks for {asks_for}" if asks_for else ""
+                scheme_asked = f", WWW-Authenticate: {asks_for}" if asks_for else ""
                 add_fact(f"the server refused the {scheme}:// upgrade with {status}{scheme_asked}")
                 raise
             except Exception as exc:
                 if type(exc).__name__ == "InvalidProxy":  # it shows the URL, and 13 does not have it
-                    raise ValueError("the proxy that the environment names has no valid URL") from None
+                    raise ValueError("the proxy URL in the environment is invalid") from None
                 if isinstance(exc.__cause__, ssl.SSLError):  # trio's own error says nothing
                     raise exc.__cause__ from None
                 raise

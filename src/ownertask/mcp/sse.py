@@ -82,11 +82,11 @@ class SseConnectionManager(HttpConnectionManager):
         except BaseException as error:
             is_http = any(isinstance(leaf, _sdk.http.HTTPError) for leaf in leaves(error))
             if traffic.has_asked and not is_open and not is_http:
-                self._add_fact("the server has sent no `endpoint` event of the same origin")
+                self._add_fact("the server did not send an `endpoint` event with the same origin")
             raise
 
     @override
     def _why_fatal(self, request: "Request", response: "Response") -> str | None:
         if request.method == "POST" and response.is_error:
-            return "the server has refused a message"
+            return "the server refused a message"
         return None

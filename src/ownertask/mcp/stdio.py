@@ -77,7 +77,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         is_binary = isinstance(errlog, io.RawIOBase | io.BufferedIOBase)
         if errlog is not None and (is_binary or not callable(getattr(errlog, "write", None))):
             raise TypeError(
-                f"errlog must be None or have a write() that takes text, not {type(errlog).__name__}"
+                "errlog must be None or an object whose write() method accepts text, "
+                f"not {type(errlog).__name__}"
             )
         # Of a whole command line given as the command, only the first word is shown.
         base_name = words[0].replace("\\", "/").rpartition("/")[2]
@@ -108,13 +109,13 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
                 yield watched(streams, self._lose)
         finally:
             if self.stderr_tail:
-                self._add_fact(f"the server's stderr ended so:\n{self.stderr_tail}")
+                self._add_fact(f"the server's stderr ended with:\n{self.stderr_tail}")
 
     def _lose(self) -> None:
         run = self._run_of_caller()
         if run is not None and run.state is ConnectionState.OPENING:
-            self._add_fact("the server closed its output during the handshake")
-        self.connection_lost(EOFError("the server closed its output"))
+            self._add_fact("the server closed its stdout during the handshake")
+        self.connection_lost(EOFError("the server closed its stdout"))
 
     def get_streams(self) -> TransportStreams | None:
         """The pair of streams while the state is `OPEN`, else `None`."""

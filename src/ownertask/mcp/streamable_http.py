@@ -94,7 +94,8 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
             given = (headers, timeout, read_timeout, auth, httpx_client_factory)
             if given != (None, TIMEOUT, READ_TIMEOUT, None, None):
                 raise ValueError(
-                    "http_client must be given headers, timeouts and auth itself, and not the manager"
+                    "http_client cannot be combined with headers, timeout, read_timeout, auth or "
+                    "httpx_client_factory; configure the client itself"
                 )
         self.http_client: AsyncClient | None = http_client
         if not isinstance(terminate_on_close, bool):
@@ -135,5 +136,5 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
             and "mcp-session-id" in request.headers
             and request.method != "DELETE"
         ):
-            return "the server does not know the session any more"
+            return "the server no longer knows the session"
         return None

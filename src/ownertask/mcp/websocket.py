@@ -115,7 +115,7 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
             kind = type(ssl_context).__name__
             raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {kind}")
         if ssl_context is not None and parts.scheme != "wss":
-            raise ValueError("ssl_context needs a url that starts with wss://")
+            raise ValueError("ssl_context requires a url that starts with wss://")
         if isinstance(proxy, str):
             client.check_proxy(proxy)
         elif proxy is not None and proxy is not True:
@@ -123,7 +123,7 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         if compression not in {None, "deflate"}:
             raise ValueError(f"compression must be 'deflate' or None, not {compression!r}")
         if ping_interval == 0:
-            raise ValueError("ping_interval must be more than 0 seconds, or None")
+            raise ValueError("ping_interval must be a positive number of seconds or None, not 0")
         self.url: str = url
         self.headers: WebSocketHeaders | None = _checked_headers(headers)
         self.ssl_context: ssl.SSLContext | None = ssl_context
@@ -166,7 +166,7 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
             yield streams
 
     def _ended(self, closed: "ConnectionClosed") -> None:
-        self._add_fact(f"the end of the WebSocket: {closed}")
+        self._add_fact(f"the WebSocket closed: {closed}")
         is_plain = closed.rcvd is not None and closed.rcvd.code in PLAIN_CLOSE_CODES
         self.connection_lost(None if is_plain else closed)
 
@@ -191,9 +191,12 @@ def _checked_mapping(headers: object) -> Mapping[str, str]:
     checked = cast("Mapping[object, object]", headers)
     for header, value in checked.items():
         if not isinstance(header, str) or not isinstance(value, str):
-            raise TypeError("headers must have strings as names and values")
+            raise TypeError("headers must map strings to strings")
         if not _TOKEN.fullmatch(header) or any(char in value for char in "\r\n\0"):
-            raise ValueError("headers must have words as names, and values of one line without NUL")
+            raise ValueError(
+                "headers must have names that are HTTP tokens, and values without line breaks or NUL "
+                "characters"
+            )
     return cast("Mapping[str, str]", headers)
 
 
@@ -211,7 +214,7 @@ def _checked_subprotocols(words: Sequence[str]) -> Sequence[str]:
     if isinstance(words, str) or not isinstance(words, Sequence):
         raise TypeError(f"subprotocols must be a sequence of strings, not {type(words).__name__}")
     if not all(isinstance(word, str) and _TOKEN.fullmatch(word) for word in words):
-        raise ValueError("subprotocols must be words as they are in a header, without spaces or commas")
+        raise ValueError("subprotocols must be HTTP tokens, without spaces or commas")
     return tuple(words)
 
 
@@ -221,7 +224,6 @@ def _websocket_client() -> ModuleType:
         from . import _websocket_client as client
     except ImportError as exc:
         raise ImportError(
-            "WebSocketConnectionManager needs websockets 13.1 or newer, "
-            "which ownertask's extra `websocket` brings"
+            "WebSocketConnectionManager requires websockets 13.1 or newer; install ownertask[websocket]"
         ) from exc
     return client
