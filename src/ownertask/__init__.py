@@ -1,6 +1,7 @@
 """Open an async connection in one task, use it from any task, close it from any task.
 
-Importing this imports neither `mcp` nor an event loop; the managers for MCP are in `ownertask.mcp`.
+Importing this package imports neither `mcp` nor an event loop. The managers for MCP are in
+`ownertask.mcp`.
 """
 
 from .errors import (

@@ -1,4 +1,4 @@
-"""Checks of arguments that more than one public call takes."""
+"""Checks for arguments that several public functions share."""
 
 import math
 
@@ -6,11 +6,11 @@ __all__ = ["checked_timeout"]
 
 
 def checked_timeout(argument: str, value: float | None) -> float | None:
-    """A duration in seconds or `None`, if `value` is that.
+    """Returns `value` if it is a duration in seconds or `None`.
 
     Raises:
-        TypeError: It is not a number; neither is a boolean.
-        ValueError: It is negative or NaN.
+        TypeError: `value` is not a number. A boolean does not count as one.
+        ValueError: `value` is negative or NaN.
     """
     if value is None:
         return None

@@ -1,16 +1,16 @@
-"""Starts the owner task on asyncio or trio; no other file imports either.
+"""Starts the owner task on asyncio or trio. No other file imports either.
 
-An owner task is *detached*: no task group and no cancel scope of its starter contains it. On both
-backends it runs in the given context and under the given name, whatever task factory the
-application has set, and it takes its first step after the call that started it.
+An owner task is *detached*: it is not a child of the starting task's task groups or cancel scopes. On
+both backends it runs in the given context and under the given name, even if the application has set
+its own task factory. It takes its first step after the call that starts it has returned.
 
-On asyncio a foreign `task.cancel()` is not delivered to it. It becomes a call of `on_cancel`, which
-cancels the owner's scope, because only that kind of cancellation gets through the shields and
-retries inside transports: a native one that comes at the wrong moment hangs the SDK's stdio exit
-for ever. On trio nothing but the end of the run cancels a system task from outside.
+On asyncio, the owner task does not receive a `task.cancel()` from outside. It calls `on_cancel`
+instead, which cancels the owner's scope. Only a scope's cancellation gets through the shields and
+retries inside transports; a native one that arrives at the wrong moment makes the SDK's stdio exit
+hang forever. On trio, only the end of the run cancels a system task from outside.
 
-This file is imported when a run begins, not when ownertask is: asyncio costs more than the rest of
-the library together.
+This file is imported when a run begins, because importing asyncio takes longer than importing the
+rest of the library.
 """
 
 import asyncio
@@ -36,80 +36,84 @@ __all__ = ["EventLoop", "current_event_loop"]
 
 T = TypeVar("T")
 
-# How anyio marks its deliveries, which it repeats until the cancelled scope is left.
+# anyio cancels tasks with this message, again and again until they exit the cancelled scope.
 _ANYIO_CANCELLATION = "Cancelled via cancel scope "
 
-# These cancel the task that runs them and take it back by `uncancel()`. Were it turned into a
-# cancellation of the scope, a time-out inside a client's own retry would end the connection.
+# These modules cancel the task that runs them, and later call `uncancel()`. If their cancellations
+# were turned into a cancellation of the scope, a timeout inside a client's retry loop would end the
+# connection.
 _SELF_CANCELLING_MODULES = frozenset(
     {"aiohttp.helpers", "async_timeout", "asyncio.taskgroups", "asyncio.timeouts"}
 )
 
 
 class Timer(Protocol):
-    """What is to come, and may be cancelled."""
+    """A scheduled callback."""
 
     def cancel(self) -> None:
-        """Has it not happen."""
+        """Cancels the callback."""
 
 
 class EventLoop(ABC):
-    """The event loop of asyncio, or the run of trio, that a manager's run belongs to."""
+    """The asyncio event loop or the trio run in which a manager was started."""
 
     cancelled_type: type[BaseException]
-    """What is thrown into a cancelled task."""
+    """The exception class that is thrown into a cancelled task."""
 
     def __init__(self) -> None:
-        # asyncio itself refers to its tasks weakly.
+        # asyncio keeps only weak references to its tasks.
         self.owner_tasks: set[object] = set()
 
     @abstractmethod
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
-        """Puts a callback into `wake_ups`, and waits for its call, until `deadline` at most."""
+        """Adds a callback to `wake_ups` and waits until it is called or `deadline` has passed."""
 
     def create_cancel_scope(self, *, shield: bool = False) -> CancelScope:
-        """A cancel scope without a deadline."""
+        """Creates a cancel scope without a deadline."""
         return _anyio_backend(type(self)).create_cancel_scope(shield=shield)
 
     def checkpoint(self) -> Awaitable[None]:
-        """Gives the other tasks a turn."""
+        """Lets other tasks run once."""
         return _anyio_backend(type(self)).checkpoint()
 
     def shielded_checkpoint(self) -> Awaitable[None]:
-        """Does that, and cannot be cancelled."""
+        """Lets other tasks run once and cannot be cancelled."""
         return _anyio_backend(type(self)).cancel_shielded_checkpoint()
 
     @abstractmethod
     def is_current(self) -> bool:
-        """Whether the caller runs in this loop."""
+        """Returns whether the caller is running in this loop."""
 
     @abstractmethod
     def is_closed(self) -> bool:
-        """Whether nothing can run in this loop any more; may be asked from any thread."""
+        """Returns whether the loop is closed. May be called from any thread."""
 
     @abstractmethod
     def time(self) -> float:
-        """The clock, in seconds, by which cancel scopes count their deadlines here."""
+        """Returns the time, in seconds, of the clock that deadlines of cancel scopes use."""
 
     @abstractmethod
     def current_task(self) -> object:
-        """The task that runs at present, or `None`."""
+        """Returns the running task, or `None`."""
 
     @abstractmethod
     def is_ending(self, task: object) -> bool:
-        """Whether the loop's own end has cancelled `task`; asked in it, outside its cancel scopes."""
+        """Returns whether the shutdown of the loop cancelled `task`.
+
+        Call it in `task`, outside its cancel scopes.
+        """
 
     @abstractmethod
     def reraise(self, error: BaseException, task: object) -> None:
-        """Lets a `BaseException` go on as it does from other tasks; called in `task`, at its end."""
+        """Raises a `BaseException` as an ordinary task would. Called in `task`, at its end."""
 
     @abstractmethod
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Calls `callback` in the loop after so many seconds, unless the timer is cancelled."""
+        """Calls `callback` in the loop after `seconds`, unless the timer is cancelled first."""
 
     @abstractmethod
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
-        """Calls `callback` in the loop, soon; never, if the loop is closed."""
+        """Calls `callback` in the loop soon. Does nothing if the loop is closed."""
 
     @abstractmethod
     def start_task(
@@ -120,13 +124,13 @@ class EventLoop(ABC):
         context: Context,
         on_cancel: Callable[[], object],
     ) -> object:
-        """Starts and returns a detached task, which is in `owner_tasks` until it is taken out.
+        """Starts a detached task, adds it to `owner_tasks`, and returns it.
 
         Args:
-            coroutine: What the task runs. On trio, no exception may leave it.
-            name: How the task shows in `asyncio.all_tasks()` and in trio's task tree.
-            context: The context that the task runs in, not a copy of it.
-            on_cancel: Called in the loop for each foreign `task.cancel()` (asyncio only).
+            coroutine: The coroutine to run. On trio, it must not raise.
+            name: The name of the task, as shown by `asyncio.all_tasks()` and trio's task tree.
+            context: The context in which the task runs. It is not copied.
+            on_cancel: Called in the loop for each `task.cancel()` from outside (asyncio only).
         """
 
 
@@ -134,16 +138,16 @@ _event_loops: dict[object, EventLoop] = {}
 
 
 def current_event_loop() -> EventLoop:
-    """The loop that the calling task runs in, the same object each time.
+    """Returns the loop in which the calling task is running, the same object each time.
 
     Raises:
-        RuntimeError: There is none.
+        RuntimeError: No event loop is running.
     """
     loop = asyncio._get_running_loop()
-    # Without a task of asyncio's, this may be trio as a guest in a loop of asyncio's.
+    # Without a current asyncio task, this may be trio in guest mode on an asyncio loop.
     if loop is not None and asyncio.current_task(loop) is not None:
         return _known(loop, _AsyncioEventLoop)
-    import trio  # an optional dependency, and the only other that anyio runs on
+    import trio  # optional, and the only other backend of anyio
 
     return _known(trio.lowlevel.current_trio_token(), _TrioEventLoop)
 
@@ -158,12 +162,12 @@ def _known(native: T, make: Callable[[T], EventLoop]) -> EventLoop:
 
 @cache
 def _anyio_backend(_: type[EventLoop]) -> type[AsyncBackend]:
-    # Found once: asking each time costs more than what is then asked for.
+    # Cached: looking up the backend takes longer than the calls that need it.
     return current_token().backend_class
 
 
 class _AsyncioOwnerTask(asyncio.Task[None]):
-    """A task whose foreign cancellations are turned into calls of `on_cancel`."""
+    """A task that calls `on_cancel` when other code cancels it."""
 
     on_cancel: Callable[[], object]
     loop_is_ending = False
@@ -178,7 +182,8 @@ class _AsyncioOwnerTask(asyncio.Task[None]):
             return super().cancel(msg)
         if self.done():
             return False
-        # At its end `asyncio.run` calls this while the loop stands still, where anyio's calls raise.
+        # While shutting down, `asyncio.run` calls this when the loop is not running, and anyio's
+        # functions would raise.
         loop = self.get_loop()
         self.loop_is_ending = not loop.is_running()
         loop.call_soon_threadsafe(self.on_cancel)
@@ -232,7 +237,7 @@ class _AsyncioEventLoop(EventLoop):
 
     @override
     def reraise(self, error: BaseException, task: object) -> None:
-        # At the end of the loop it has been raised already, and would now stop the clearing up.
+        # During shutdown it has already been raised, and raising it again would stop the cleanup.
         if not self.is_ending(task):
             raise error
 
@@ -286,8 +291,8 @@ class _TrioEventLoop(EventLoop):
 
     @override
     def is_closed(self) -> bool:
-        # trio ends its system tasks before a run is over, so this is about a run that has crashed;
-        # its token tells in no other way.
+        # trio ends its system tasks before a run ends normally, so this matters only after a crash.
+        # The token offers no other way to find out.
         if self.is_current():
             return False
         try:
@@ -306,14 +311,14 @@ class _TrioEventLoop(EventLoop):
 
     @override
     def is_ending(self, task: object) -> bool:
-        # Nothing but the end of the run cancels what is around a system task.
+        # Only the end of the run cancels the scope around a system task.
         return self._trio.current_effective_deadline() == -inf
 
     @override
     def reraise(self, error: BaseException, task: object) -> None:
-        # Whatever leaves a system task crashes the run. But trio raises a Ctrl-C in whichever task
-        # runs just then, a child of this one, too. Sent again from here, where trio puts it off, it
-        # goes to the main task.
+        # An exception that leaves a system task crashes the run. However, trio raises Ctrl-C in the
+        # task that happens to be running, which may be a child of this one. Here trio defers the
+        # signal, so if it is sent again from here, it reaches the main task.
         if isinstance(error, KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -1,4 +1,4 @@
-"""Where a suspended coroutine waits, in words."""
+"""Describes where a suspended coroutine is waiting."""
 
 import gc
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
@@ -6,12 +6,12 @@ from typing import cast
 
 __all__ = ["waiting_place"]
 
-# Everything waits in these in the end, which tells nobody anything.
+# Every coroutine ends up waiting in one of these, so naming them would not help the reader.
 _EVENT_LOOP_LIBRARIES = frozenset({"anyio", "asyncio", "contextlib", "ownertask", "outcome", "trio"})
 
 
 def waiting_place(coroutine: object) -> str:
-    """The innermost place outside the event loop's own libraries, such as `in close (pool.py:12)`."""
+    """Returns the innermost frame outside the event loop libraries, as in `in close (pool.py:12)`."""
     place = "in its event loop"
     awaited: object = coroutine
     while awaited is not None:
@@ -33,8 +33,8 @@ def _frame_and_awaited(awaitable: object) -> tuple[FrameType | None, object]:
     if isinstance(awaitable, GeneratorType):
         generator = cast("GeneratorType[object, object, object]", awaitable)
         return generator.gi_frame, generator.gi_yieldfrom
-    # The helpers between these (of asend(), athrow() and __await__()) name what they drive to none
-    # but the garbage collector.
+    # The objects that asend(), athrow() and __await__() return expose what they drive only to the
+    # garbage collector.
     for referent in gc.get_referents(awaitable):
         if isinstance(referent, CoroutineType | AsyncGeneratorType | GeneratorType):
             return None, cast("object", referent)

@@ -1,13 +1,14 @@
 """The owner task of one run: it enters the context manager, publishes its value, waits, and exits it.
 
-Everybody else talks to the owner through its `Run`, and may count on this:
+All other code talks to the owner task through its `Run`, which guarantees:
 
 * The context manager is entered and exited in the same task, once each.
-* Every decision is taken in synchronous code, so that nobody sees half of one.
-* Whatever happens in the owner, the run reaches `CLOSED` or `FAILED`, and all waiters wake up.
-* Nothing is raised out of the owner, but (on asyncio only) a `BaseException` that nobody waits for.
+* Every decision is made in synchronous code, so no other task sees an intermediate state.
+* The run always reaches `CLOSED` or `FAILED`, and then all waiting tasks wake up.
+* No exception leaves the owner task, except (on asyncio only) a `BaseException` that no `start()` is
+  waiting for.
 
-Except for its properties, a `Run` is to be used in its own event loop only.
+Use a `Run` only in its own event loop. Its properties may be read in any thread.
 """
 
 import os
@@ -40,27 +41,27 @@ __all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "checked", "runs_around_caller
 T = TypeVar("T")
 
 DEBUG: Final = 10
-"""The level of `logging`, which is not imported yet."""
+"""`logging.DEBUG`, without importing `logging`."""
 
 STOP_TIMEOUT: Final = 30.0
-"""Seconds that closing may take before the owner is cancelled, where nobody has said otherwise."""
+"""Default time, in seconds, that closing may take before the owner task is cancelled."""
 
 CANCEL_GRACE = 10.0
-"""Seconds that a cancelled owner is waited for. The slowest transport of the SDK's, stdio with a
-server that ignores everything, needs 6.5."""
+"""Time, in seconds, to wait for a cancelled owner task. The SDK's slowest transport, stdio with a server
+that ignores every request to exit, needs 6.5 seconds."""
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
-# Inherited by the child tasks and the callbacks of an owner: the runs that this code is a part of.
+# The runs that the current code is part of. Child tasks and callbacks of an owner task inherit it.
 _runs_around: ContextVar[tuple["Run[object]", ...]] = ContextVar("ownertask_runs_around", default=())
 runs_around_caller: Final = _runs_around.get
 
 
 def checked(opened: AbstractAsyncContextManager[T]) -> AbstractAsyncContextManager[T]:
-    """What `open_connection()` returned, if that is an async context manager.
+    """Returns `opened`, the result of `open_connection()`, if it is an async context manager.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: `opened` is something else.
     """
     if isinstance(opened, AbstractAsyncContextManager):
         return opened
@@ -68,20 +69,21 @@ def checked(opened: AbstractAsyncContextManager[T]) -> AbstractAsyncContextManag
     if iscoroutine(opened) or isasyncgen(opened):
         hint = "; is the decorator @asynccontextmanager missing?"
         if iscoroutine(opened):
-            opened.close()  # it was not meant to run, and shall not warn that it never did
+            opened.close()  # prevents the warning that it was never awaited
     kind = type(opened).__name__
     raise TypeError(f"open_connection() must return an async context manager, not {kind}{hint}")
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Adds a note, once, to an exception that can take one."""
+    """Adds a note to an exception, unless it has that note or accepts none."""
     if note not in getattr(error, "__notes__", ()):
-        with suppress(Exception):  # an exception may be frozen
+        with suppress(Exception):  # some exceptions are immutable
             error.add_note(note)
 
 
-# These import when a run begins what `import ownertask` must not: asyncio, and logging, which takes as
-# long as all of ownertask. Cached, since such a statement alone is a thirtieth of a start and a stop.
+# `import ownertask` must import neither asyncio nor logging, which takes as long to import as the rest
+# of ownertask, so these functions import them when a run begins. They are cached because the import
+# statement alone takes a thirtieth of the time of a start and a stop.
 
 
 @cache
@@ -99,16 +101,16 @@ def _event_loop_finder() -> "Callable[[], EventLoop]":
 
 
 class Run(Generic[T]):
-    """One passage of a manager from `start()` to closed.
+    """One passage of a manager from `start()` to closed, with one owner task.
 
     Attributes:
-        life: What identifies the manager.
+        life: Identifies the manager.
         name: The manager's name.
-        starters: How many calls of `start()` wait for this run.
-        state: Where the run is. To others than its own event loop, `visible_state` tells.
-        is_over: Whether the owner task has left the context manager.
-        received: Whether a call of `start()` has returned the connection.
-        gave_up: Whether the owner has outlived `CANCEL_GRACE`.
+        starters: The number of `start()` calls that are waiting for this run.
+        state: The state of the run. Outside its event loop, use `visible_state`.
+        is_over: Whether the owner task has exited the context manager.
+        received: Whether a `start()` call has returned the connection.
+        gave_up: Whether the owner task is still running `CANCEL_GRACE` after it was cancelled.
     """
 
     def __init__(
@@ -118,13 +120,13 @@ class Run(Generic[T]):
         open_connection: Callable[[], AbstractAsyncContextManager[T]],
         start_timeout: float | None,
     ) -> None:
-        """Starts the owner task, which takes its first step later.
+        """Starts the owner task. Its first step comes after this call.
 
         Args:
-            life: What identifies the manager.
+            life: Identifies the manager.
             name: The manager's name.
             open_connection: Called once, in the owner task.
-            start_timeout: Seconds that opening may take, `None` for any time.
+            start_timeout: Maximum time for opening, in seconds; `None` means no limit.
         """
         self.life = life
         self.name = name
@@ -150,8 +152,8 @@ class Run(Generic[T]):
         self._forced = False
         self._complained = False
         self._scope = self._loop.create_cancel_scope()
-        # Inside the other. Shielded, it ends the cancelling of an owner that swallows cancellations,
-        # which would otherwise go on at full speed.
+        # Nested in the other scope. If the owner swallows its cancellation, the backend keeps delivering
+        # it at full speed. Shielding this scope ends that.
         self._quiet_scope = self._loop.create_cancel_scope()
         context = copy_context()
         around = [run for run in runs_around_caller() if not run.is_over]
@@ -164,7 +166,7 @@ class Run(Generic[T]):
             self._set_timer(start_timeout, self._run_out_of_time)
         self._move(OPENING)
 
-    # What may be asked. The properties may be read in any thread.
+    # Queries. The properties may be read in any thread.
 
     @property
     def task_name(self) -> str:
@@ -173,7 +175,7 @@ class Run(Generic[T]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the owner task can still do something: not in a forked child or a closed loop."""
+        """Whether the owner task can still run. In a forked child or a closed loop it can't."""
         return not self.is_over and self._process_id == os.getpid() and not self._loop.is_closed()
 
     @property
@@ -187,7 +189,7 @@ class Run(Generic[T]):
 
         Raises:
             ConnectionLostError: The connection was lost.
-            NotConnectedError: The connection is not open, for another reason.
+            NotConnectedError: The connection is not open for another reason.
         """
         state = self.visible_state
         if state is OPEN:
@@ -201,61 +203,64 @@ class Run(Generic[T]):
 
     @property
     def exception(self) -> BaseException | None:
-        """Why the run failed, if it did."""
+        """The exception with which the run failed, or `None`."""
         return None if self._failure is None else self._failure.exception
 
     @property
     def whereabouts(self) -> str:
-        """The name of the owner task, and where it waits."""
+        """Names the owner task and where it is waiting."""
         return f"the task {self.task_name!r} is waiting {waiting_place(self._coroutine)}"
 
     def is_in_this_loop(self) -> bool:
-        """Whether the caller runs in the event loop of this run."""
+        """Returns whether the caller is running in the event loop of this run."""
         return self._loop.is_current()
 
     def surrounds_caller(self) -> bool:
-        """Whether the caller is the owner task, or a child task or a callback of it."""
+        """Returns whether the caller is the owner task or one of its child tasks or callbacks."""
         return self in runs_around_caller()
 
     def is_owner_task(self) -> bool:
-        """Whether the caller is the owner task."""
+        """Returns whether the caller is the owner task."""
         return self.surrounds_caller() and self._loop.current_task() is self._task
 
-    # What may be waited for. Who wakes up looks again, since a wake-up may mean nothing.
+    # Waiting. A wake-up may be spurious, so callers check the condition again.
 
     def changed(self, deadline: float | None = None) -> Awaitable[None]:
-        """Waits for a change of `state` or of `gave_up`, until a time of the loop's at most."""
+        """Waits until `state` or `gave_up` changes, or `deadline` (a time of the loop) has passed."""
         return self._loop.wait(self._wake_ups, deadline)
 
     async def over(self, within: float | None = None) -> None:
-        """Waits until the owner task has left the context manager, for so many seconds at most."""
+        """Waits until the owner task has exited the context manager, for at most `within` seconds."""
         if within is None:
             while not self.is_over:
                 await self.changed()
         elif within > 0:
             deadline = self._loop.time() + within
-            # One turn is all that many an owner needs, and is cheaper than a timer.
+            # Many owner tasks end within one scheduling round, which is cheaper than a timer.
             await self._loop.checkpoint()
             while not self.is_over and self._loop.time() < deadline:
                 await self.changed(deadline)
 
     async def over_or_given_up(self) -> None:
-        """Waits until the owner task has ended, or has been given up."""
+        """Waits until the owner task has ended or `gave_up` is set."""
         while not (self.is_over or self.gave_up):
             await self.changed()
 
     async def forced(self) -> None:
-        """Cancels the owner, and waits until it has ended, or has been given up."""
+        """Cancels the owner task, and waits until it has ended or `gave_up` is set."""
         self.force()
         await self.over_or_given_up()
 
     async def forced_shielded(self) -> None:
-        """Does that in a cancelled caller. On asyncio, a native cancellation ends the wait."""
+        """Does the same as `forced()` in a cancelled caller.
+
+        On asyncio, a native cancellation ends the wait.
+        """
         with self._loop.create_cancel_scope(shield=True):
             await self.forced()
 
     async def seen_through(self) -> BaseException | None:
-        """Does that, too, and returns the last native cancellation that came meanwhile."""
+        """Does the same, but also waits through native cancellations and returns the last one."""
         self.force()
         cancellation: BaseException | None = None
         while not (self.is_over or self.gave_up):
@@ -266,10 +271,10 @@ class Run(Generic[T]):
                 cancellation = exc
         return cancellation
 
-    # What may be asked for. None of these awaits: each is one decision.
+    # Commands. None of them awaits, because each is one decision.
 
     def close(self) -> None:
-        """Has the connection closed; while it is being opened, cancels that."""
+        """Begins to close the connection, or cancels the attempt to open it."""
         if self.state is OPENING:
             self.force()
         elif self.state is OPEN:
@@ -277,7 +282,7 @@ class Run(Generic[T]):
             self._move(CLOSING)
 
     def force(self) -> None:
-        """Has the connection closed, and cancels the owner."""
+        """Begins to close the connection, and cancels the owner task."""
         if self.state is OPENING or self.state is OPEN:
             self._stopped = True
             self._loss = None
@@ -285,14 +290,17 @@ class Run(Generic[T]):
         self._cancel()
 
     def force_within(self, seconds: float | None) -> None:
-        """Cancels the owner in so many seconds at most; does nothing if that is `None`."""
+        """Cancels the owner task after `seconds`, unless it is due earlier. `None` does nothing."""
         can_come = not self._forced and not self.is_over
         if seconds is not None and self._loop.time() + seconds < self._force_at and can_come:
             self._force_at = self._loop.time() + seconds
             self._set_timer(seconds, self._cancel)
 
     def lose(self, cause: BaseException | None, message: str = "the connection was lost") -> None:
-        """Records a loss, and ends an open connection. While opening, it shows once that is done."""
+        """Records a loss, and closes an open connection.
+
+        If the connection is still being opened, the loss takes effect when opening ends.
+        """
         if self.state is OPENING or self.state is OPEN:
             if self._loss is None:
                 self._loss = ConnectionLostError(self.name, message)
@@ -303,18 +311,18 @@ class Run(Generic[T]):
             self._loss.__cause__ = self._leaf(cause)
 
     def lose_from_any_thread(self, cause: BaseException | None) -> None:
-        """`lose()`, at once in the event loop of the run, else soon."""
+        """Calls `lose()`: immediately in the event loop of the run, otherwise soon."""
         if self.is_in_this_loop():
             self.lose(cause)
         else:
             self._loop.call_soon_threadsafe(lambda: self.lose(cause))
 
     def add_fact(self, fact: str) -> None:
-        """Has it noted on what this run fails with, if it does."""
+        """Stores a note for the exception with which this run may fail."""
         self._facts.append(fact)
 
     def start_timeout_error(self, timeout: float) -> StartTimeoutError:
-        """The error for a caller of `start()` whose time has run out."""
+        """Returns the error for a `start()` call whose timeout has expired."""
         detail = "" if self.is_over else f"; {self.whereabouts}"
         error = StartTimeoutError(self.name, timeout, detail)
         error.__cause__ = self.exception
@@ -323,25 +331,25 @@ class Run(Generic[T]):
         return error
 
     def stop_timeout_error(self) -> StopTimeoutError:
-        """The error for a caller who will wait no longer."""
+        """Returns the error for a call that stops waiting for the owner task."""
         return StopTimeoutError(self.name, self.whereabouts)
 
     def raise_exception(self) -> None:
-        """Raises why the run failed, if it did."""
+        """Raises the exception with which the run failed, if it failed."""
         if self._failure is not None:
             self._failure.raise_()
 
     def raise_for_starter(self) -> NoReturn:
-        """Raises why a call of `start()` that has waited for this run gets no connection."""
+        """Raises the error for a `start()` call that waited for this run and gets no connection."""
         if not self._stopped or not isinstance(self.exception, Exception | None):
             self.raise_exception()
         if self._stopped:
             raise ConnectionStoppedError(self.name)
-        if self._loss is not None:  # given up while it was closing
+        if self._loss is not None:  # the owner task did not end in time
             raise self._loss.built_anew()
         raise self.start_timeout_error(cast("float", self._start_timeout))
 
-    # The owner's own.
+    # The owner task.
 
     async def _own(self) -> None:
         raised: BaseException | None = None
@@ -354,31 +362,31 @@ class Run(Generic[T]):
                         while self.state is OPEN:
                             await self.changed()
                     except BaseException:
-                        # A wish to close comes through the state. This is a crash of the transport,
-                        # whose cause comes out of its exit, or the end of the event loop.
+                        # A request to close only changes the state, so this is something else: the event
+                        # loop is ending, or the transport crashed and its exit will raise the cause.
                         self.lose(None)
                         raise
-        except BaseException as exc:  # noqa: BLE001 - no waiter may hang, whatever it was
+        except BaseException as exc:  # noqa: BLE001 - every exception must wake the waiting tasks
             if not self._loop.is_current():
-                return  # the loop was closed under the owner, which is being collected
+                return  # the loop is closed, and the owner's coroutine is being garbage collected
             raised = exc
-        while self._timer is not None:  # a stop() that comes meanwhile sets another
+        while self._timer is not None:  # a concurrent stop() may set another one
             self._timer.cancel()
             self._timer = None
-            for _ in range(3):  # on trio it is a task, which takes so many turns to start and end
+            for _ in range(3):  # on trio, a timer is a task that needs three turns to start and end
                 await self._loop.shielded_checkpoint()
         error = self._leaf(raised)
         task = self._task
         try:
             self._settle(error)
-        except Exception as exc:  # noqa: BLE001 - logging has failed, and shall not crash trio
+        except Exception as exc:  # noqa: BLE001 - a failure to log must not crash trio
             self._loop.reraise(exc, task)
         if error is not None and not isinstance(error, Exception) and not self.starters:
             self._loop.reraise(error, task)
 
     def _publish(self, connection: T) -> None:
         if self.state is not OPENING or self._forced:
-            return  # stopped, or out of time, in the very tick of success
+            return  # stopped or timed out in the tick in which opening succeeded
         self._was_open = True
         if self._timer is not None:
             self._timer.cancel()
@@ -407,7 +415,7 @@ class Run(Generic[T]):
             self._set_timer(CANCEL_GRACE, self._give_up)
 
     def _give_up(self) -> None:
-        """Says that the owner cannot be ended, wakes who waits for it, and lets it be."""
+        """Reports that the owner task does not end, wakes the waiting tasks, and stops cancelling it."""
         self._quiet_scope.shield = True
         self.gave_up = True
         if self.state is OPENING:
@@ -423,7 +431,7 @@ class Run(Generic[T]):
         self._timer = self._loop.call_later(seconds, callback)
 
     def _settle(self, error: BaseException | None) -> None:
-        """Decides how the run has ended, given what came out of the context manager."""
+        """Decides how the run ended, given the exception that the context manager raised, if any."""
         loss_is_expected = self._loop.is_ending(self._task)
         was_opening = self.state is OPENING
         failure = self._failure_of_opening(error) if was_opening else self._failure_of_rest(error)
@@ -433,9 +441,9 @@ class Run(Generic[T]):
             self._failure = _Failure(failure, ours=failure is not error)
         self._connection = None
         self._loop.owner_tasks.discard(self._task)
-        self._open_connection = self._task = None  # both refer to this run, or to its manager
+        self._open_connection = self._task = None  # both refer to this run or to its manager
         self._move(CLOSED if failure is None else FAILED)
-        # All is decided. What follows may fail, and nobody waits for it.
+        # The outcome is final. The code below only adds a note and logs, and may fail.
         if error is not None:
             phase = "opening" if not self._was_open else "open" if self._is_cause(error) else "closing"
             self._note(error, phase)
@@ -475,7 +483,7 @@ class Run(Generic[T]):
         add_note(error, f"ownertask: raised by {self.name} while {phase}")
 
     def _leaf(self, raised: BaseException | None) -> BaseException | None:
-        """What was raised, without cancellations and without groups of one."""
+        """Strips cancellations from the exception, and unwraps groups that hold a single exception."""
         error = raised
         while isinstance(error, BaseExceptionGroup):
             error = group = cast("BaseExceptionGroup[BaseException]", error)
@@ -501,7 +509,7 @@ class Run(Generic[T]):
 
 
 class _Failure:
-    """An exception that is raised by many, as it was when it was first raised."""
+    """An exception that many tasks raise, each time as it was first raised."""
 
     def __init__(self, exception: BaseException, *, ours: bool) -> None:
         self.exception = exception
@@ -515,7 +523,7 @@ class _Failure:
         try:
             raise self.exception.with_traceback(self._traceback)
         finally:
-            # Raising has put there what the caller was handling at the time.
-            with suppress(Exception):  # an exception may be frozen
+            # Raising replaced the context with the exception that the caller was handling.
+            with suppress(Exception):  # some exceptions are immutable
                 self.exception.__context__ = self._context
             del self  # this frame is in the traceback

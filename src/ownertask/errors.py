@@ -1,4 +1,4 @@
-"""What ownertask itself raises. What a connection raises keeps its own type.
+"""The errors that ownertask raises. Errors raised by a connection keep their own type.
 
 ```
 ConnectionManagerError(Exception)
@@ -11,7 +11,7 @@ ConnectionManagerError(Exception)
 └── OwnerTaskError(RuntimeError)
 ```
 
-Every error names its manager, in its text and as `name`, and can be pickled.
+Every error names its manager in its text and in its `name` attribute. Every error can be pickled.
 """
 
 from typing import Any, Self, TypeVar
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class ConnectionManagerError(Exception):
-    """The base of all errors of ownertask's own.
+    """The base class of all errors that ownertask defines.
 
     Attributes:
         name: The name of the manager.
@@ -41,13 +41,13 @@ class ConnectionManagerError(Exception):
         super().__init__(f"{name}: {message}")
         self.name = name
 
-    # `args` holds the finished text, which is not what the constructors take.
-    # Any: the attributes of subclasses are of any type, here as in object.__reduce__.
+    # `args` holds the finished text, not the constructor's arguments.
+    # Any: subclasses may have attributes of any type, as in object.__reduce__.
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args), self.__dict__.copy()
 
     def built_anew(self) -> Self:
-        """An equal error without traceback or context, so that each raise starts clean."""
+        """Returns an equal error without traceback or context, for a raise of its own."""
         rebuilt = _rebuild(type(self), self.args)
         rebuilt.__dict__.update(self.__dict__)
         rebuilt.__cause__ = self.__cause__
@@ -64,10 +64,12 @@ def _rebuild(kind: type[E], args: tuple[object, ...]) -> E:
 
 
 class NotConnectedError(ConnectionManagerError, RuntimeError):
-    """`connection` was read while nothing is open.
+    """`connection` was read while no connection was open.
+
+    If the last run failed, `__cause__` is its exception.
 
     Attributes:
-        state: The state that the manager was in.
+        state: The state of the manager at that time.
     """
 
     def __init__(self, name: str, state: ConnectionState) -> None:
@@ -76,14 +78,14 @@ class NotConnectedError(ConnectionManagerError, RuntimeError):
 
 
 class ConnectionStoppedError(ConnectionManagerError):
-    """The run that `start()` waited for was stopped by somebody."""
+    """`stop()` was called while `start()` was waiting for the connection."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, "stop() was called while start() was waiting for the connection")
 
 
 class ConnectionLostError(ConnectionManagerError):
-    """The connection ended, and nobody had asked for it.
+    """The connection ended unexpectedly.
 
     `__cause__` is the reason, if one is known.
     """
@@ -93,10 +95,10 @@ class ConnectionLostError(ConnectionManagerError):
 
 
 class StartTimeoutError(ConnectionManagerError, TimeoutError):
-    """The connection was not open in time.
+    """The connection did not open in time.
 
     Attributes:
-        timeout: The bound that was exceeded, in seconds.
+        timeout: The timeout that expired, in seconds.
     """
 
     def __init__(self, name: str, timeout: float, detail: str = "") -> None:
@@ -105,10 +107,10 @@ class StartTimeoutError(ConnectionManagerError, TimeoutError):
 
 
 class StopTimeoutError(ConnectionManagerError, TimeoutError):
-    """The owner task is still alive after it was cancelled.
+    """The owner task is still running after it was cancelled.
 
-    Until it ends the manager stays `CLOSING`, and opens no second connection. The text says which
-    task it is, and where it waits.
+    The manager stays `CLOSING` and opens no other connection until the task ends. The text names the
+    task and the line of code in which it is waiting.
     """
 
     def __init__(self, name: str, detail: str) -> None:
@@ -116,7 +118,7 @@ class StopTimeoutError(ConnectionManagerError, TimeoutError):
 
 
 class WrongEventLoopError(ConnectionManagerError, RuntimeError):
-    """The run belongs to another event loop."""
+    """The manager is running in another event loop."""
 
     def __init__(self, name: str, method: str) -> None:
         super().__init__(
@@ -127,7 +129,7 @@ class WrongEventLoopError(ConnectionManagerError, RuntimeError):
 
 
 class OwnerTaskError(ConnectionManagerError, RuntimeError):
-    """A call from inside the owner task, where it would wait for itself."""
+    """A method was called from inside the connection's own task and would deadlock."""
 
     def __init__(self, name: str, method: str) -> None:
         super().__init__(

@@ -1,8 +1,8 @@
-"""What users call and transport authors subclass: `ConnectionManager[T]`.
+"""`ConnectionManager[T]`: the class that users call and transport authors subclass.
 
-A manager holds no connection itself. Each passage from `start()` to closed is a run with an owner
-task of its own (`_owner.py`). What is here decides which run a call is about, how long its caller
-waits for it, and what becomes of the run when the caller is cancelled.
+A manager does not hold a connection itself. Each passage from `start()` to closed is a run with its
+own owner task (`_owner.py`). This module decides which run a call refers to, how long the caller
+waits for it, and what happens to the run if the caller is cancelled.
 """
 
 from abc import ABC, abstractmethod
@@ -34,52 +34,52 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class ConnectionManager(ABC, Generic[T_co]):
-    """Opens a connection in a task of its own, so that any task can use it and any task close it.
+    """Opens a connection in a dedicated task, so that any task can use it and any task can close it.
 
     Subclasses implement `open_connection()`, an async context manager. It is entered and exited in
-    the *owner task*, which belongs to no task group and no cancel scope of the caller's. Nothing
-    that happens to the connection cancels a task of the application or raises into it.
+    the *owner task*, which is not part of the caller's task groups and cancel scopes. When a
+    connection ends, none of the application's tasks is cancelled, and nothing is raised in them.
 
-    A manager can be started again after it was stopped or has failed, also in another event loop.
-    It needs no running event loop to be made. Dropping the last reference to it does not stop it;
-    the end of its event loop does. All methods belong in the event loop of the run; the properties
-    and `connection_lost()` may be used in any thread.
+    After it has stopped or failed, a manager can be started again, also in another event loop. It can
+    be created without a running event loop. Dropping the last reference to a manager does not stop it;
+    the end of its event loop does. Call the methods in the event loop in which the manager was started.
+    The properties and `connection_lost()` may be used in any thread.
     """
 
     start_timeout: float | None = None
-    """Seconds that an attempt to open may take, whoever waits for it; `None` for any time."""
+    """Maximum time for each attempt to open the connection, in seconds; `None` means no limit."""
 
     _life: "_Life[T_co]"
     _name: str | None = None
 
-    # In __new__, so that a subclass works that forgets super().__init__(), or is a (frozen) dataclass.
-    # Not for type checkers, which take the constructor's signature from __init__.
+    # The private state is created in __new__, so that subclasses work that are (frozen) dataclasses or
+    # forget super().__init__(). Hidden from type checkers, which read the signature from __init__.
     if not TYPE_CHECKING:
 
         def __new__(cls, *_args: object, **_kwargs: object) -> Self:
-            """Makes the private state."""
+            """Creates the private state."""
             self = super().__new__(cls)
             object.__setattr__(self, "_life", _Life())
             return self
 
     def __init__(self, *, name: str | None = None) -> None:
-        """Makes a manager; nothing is opened yet.
+        """Creates a manager without opening a connection.
 
         Args:
-            name: What the manager is called in logs, errors and the owner task's name. Without one,
-                it is called after its class, and transports add their target, never a credential.
+            name: The name of the manager in logs, errors and the name of the owner task. The default
+                is the name of the class, to which transports add their target, never a credential.
 
         Raises:
-            TypeError: `name` is no string.
+            TypeError: `name` is not a string.
         """
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, not {type(name).__name__}")
         self._name = name
 
-    # A copy has the configuration only: a run cannot be had twice, and none can be pickled.
+    # A copy has only the configuration, because a run can be neither copied nor pickled.
     def __getstate__(self) -> object:
         state = super().__getstate__()
-        if isinstance(state, tuple):  # of __dict__ and of the values in a subclass's __slots__
+        if isinstance(state, tuple):  # __dict__ and the values of a subclass's __slots__
             attributes, slots = cast("tuple[dict[str, object], object]", state)
             return {key: attributes[key] for key in attributes if key != "_life"} or None, slots
         attributes = cast("dict[str, object]", state)
@@ -92,45 +92,46 @@ class ConnectionManager(ABC, Generic[T_co]):
     def from_factory(
         factory: Callable[[], AbstractAsyncContextManager[T]], *, name: str | None = None
     ) -> "ConnectionManager[T]":
-        """A manager of whatever `factory()` returns, without a subclass.
+        """Creates a manager for the async context managers that `factory` returns.
 
         Args:
-            factory: Called once per run, in the owner task; returns an async context manager.
-            name: See `ConnectionManager`; without one, the factory's own name is used.
+            factory: Returns an async context manager. Called once per run, in the owner task.
+            name: See `ConnectionManager`. The default contains the name of the factory.
 
         Raises:
-            TypeError: `factory` cannot be called, or `name` is no string.
+            TypeError: `factory` is not callable, or `name` is not a string.
         """
         return _FactoryConnectionManager(factory, name=name)
 
     @abstractmethod
     def open_connection(self) -> AbstractAsyncContextManager[T_co]:
-        """An async context manager that opens the connection, yields it, and closes it.
+        """Returns an async context manager that opens the connection, yields it, and closes it.
 
-        Called once per run, in the owner task. It is public, too, as the plain form: `async with
-        manager.open_connection()` opens a connection that lives and dies in the calling task. It is no
-        run, and has no part in the manager's state; while it is open, leave the manager unstarted, as
-        what the transport then has to say of a loss would be taken for the run's.
+        The manager calls it once per run, in the owner task. You can also use it directly: `async with
+        manager.open_connection()` opens and closes a connection in the calling task. Such a connection
+        is not a run and does not change the manager's state. Do not start the manager while it is open,
+        because if the transport then reports a loss, it is taken for a loss of the run.
         """
 
     @property
     def name(self) -> str:
-        """What the manager is called in logs, errors and the owner task's name."""
+        """The name of the manager in logs, errors and the name of the owner task."""
         return self._name or type(self).__name__
 
     @property
     def state(self) -> ConnectionState:
-        """Where the manager is in the life of its connection."""
+        """The state of the manager."""
         run = self._life.run
         return ConnectionState.NEW if run is None else run.visible_state
 
     @property
     def connection(self) -> T_co:
-        """The connection. It can be read if and only if the state is `OPEN`.
+        """The connection. It can be read only while the state is `OPEN`.
 
         Raises:
-            ConnectionLostError: It was lost; `__cause__` is the reason, if one is known.
-            NotConnectedError: It is not open for another reason.
+            ConnectionLostError: The connection was lost. `__cause__` is the reason, if one is known.
+            NotConnectedError: The connection is not open for another reason. `__cause__` is the
+                `exception` of the last run, if it failed.
         """
         run = self._life.run
         if run is None:
@@ -139,9 +140,10 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     @property
     def exception(self) -> BaseException | None:
-        """Why the last run failed, or `None`. It is set if and only if the state is `FAILED`.
+        """The exception with which the last run failed. It is `None` unless the state is `FAILED`.
 
-        That is the error of opening, a `ConnectionLostError`, or an error of closing.
+        It is the error raised while opening or closing the connection, a `StartTimeoutError`, or a
+        `ConnectionLostError`.
         """
         run = self._life.run
         return None if run is None else run.exception
@@ -150,33 +152,35 @@ class ConnectionManager(ABC, Generic[T_co]):
     async def start(self, *, timeout: float | None = None) -> T_co:
         """Opens the connection and returns it.
 
-        A connection that is open already is returned as it is; an attempt that is under way is
-        joined; a close that is under way is waited for, and a new connection opened after it.
+        If the connection is already open, returns it. If it is being opened, joins that attempt. If it
+        is being closed, waits for the end of that run and then opens a new connection.
 
         Args:
-            timeout: Seconds of this caller's patience, `None` for any. It covers the wait for a
-                close, too. `start_timeout` bounds the attempt itself; the earlier one wins.
+            timeout: Maximum time for this call to wait, in seconds, including the wait for a closing
+                run; `None` waits indefinitely. `start_timeout` limits the attempt itself. The earlier
+                of the two applies.
 
         Returns:
-            The connection. It was open when the call returned.
+            The connection, which is open when the call returns.
 
         Raises:
-            ConnectionStoppedError: `stop()` was called meanwhile.
-            ConnectionLostError: The connection was lost before this caller could have it.
-            StartTimeoutError: It was not open in time.
-            StopTimeoutError: The owner of the last run still lives, though it was cancelled.
-            WrongEventLoopError: The manager is alive in another event loop.
-            OwnerTaskError: The caller is a part of the connection that it waits for.
+            ConnectionStoppedError: `stop()` was called while this call was waiting.
+            ConnectionLostError: The connection was lost before this call could return it.
+            StartTimeoutError: The connection did not open in time.
+            StopTimeoutError: The owner task of the last run is still running after it was cancelled.
+            WrongEventLoopError: The manager is running in another event loop.
+            OwnerTaskError: The caller is part of the connection that it would wait for.
             ValueError: `timeout` is negative or NaN.
-            BaseException: What `open_connection()` has raised, of its own type, with a note that
-                names the manager. An exception group of one is raised as that one.
+            BaseException: The exception that `open_connection()` raised, with its type kept and with a
+                note that names the manager. An exception group that contains a single exception is
+                raised as that exception.
 
         Cancellation:
-            If nobody else waits for the attempt, it is cancelled, and the call ends when the owner
-            task has ended, which is when the transport has cleaned up, or 10 seconds have passed.
-            That, and the log at `ERROR` which it leaves, is the only case in which anything of an
-            attempt outlives the call. Further cancellations do not shorten it. A `timeout` that has
-            run out does the same. Others who wait for the same attempt are not disturbed.
+            If no other caller is waiting for the attempt, the attempt is cancelled. The call then ends
+            as soon as the owner task has ended, which includes the transport's cleanup. If the owner
+            task has not ended after 10 seconds, this is logged at `ERROR`, and the call ends while the
+            owner task is still running. Further cancellations do not shorten this wait. An expired
+            `timeout` has the same effect. Other callers of the same attempt are not affected.
         """
         checked_timeout("timeout", timeout)
         stops = self._life.stops
@@ -228,12 +232,12 @@ class ConnectionManager(ABC, Generic[T_co]):
         return life.run
 
     async def _join(self, run: Run[T_co]) -> T_co:
-        """Waits for an attempt, and if it comes to nothing, until its owner has ended."""
+        """Waits for an attempt to succeed or, if it fails, for its owner task to end."""
         run.starters += 1
         try:
             while run.state is ConnectionState.OPENING:
                 await run.changed()
-            # Between the wake-up and here others may have stopped or lost it, so look again.
+            # Other tasks may have stopped or lost it since the wake-up, so check again.
             if run.state is ConnectionState.OPEN:
                 run.received = True
                 return run.connection
@@ -246,32 +250,32 @@ class ConnectionManager(ABC, Generic[T_co]):
             run.starters -= 1
         if run.starters == 0 and not run.received and not run.is_over:
             cancellation = await run.seen_through() or cancellation
-        # Not inside the handler: it would take a native cancellation that came second for anyio's.
+        # Raised outside the handler, which would mistake a second, native cancellation for anyio's.
         raise cancellation
 
     @final
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
-        """Closes the connection, and waits until the owner task has ended.
+        """Closes the connection and waits until the owner task has ended.
 
-        May be called in any state, by any number of tasks. While the connection is being opened,
-        the attempt is cancelled at once. What the connection raises while it closes is logged, kept
-        in `exception`, and not raised here.
+        May be called in any state and by any number of tasks. If the connection is being opened, the
+        attempt is cancelled immediately. An exception that the connection raises while it closes is
+        logged and available as `exception`, but is not raised here.
 
         Args:
-            timeout: Seconds that closing may take before the owner is cancelled, 30 if not given. 0
-                cancels it at once, `None` never. Of several calls, the earliest deadline counts. A
-                cancelled owner is waited for 10 seconds more.
+            timeout: Maximum time for closing, in seconds, before the owner task is cancelled. 0 cancels
+                it immediately, `None` never. Of several calls, the earliest deadline applies. After
+                cancelling the owner task, the call waits for it for at most 10 more seconds.
 
         Raises:
-            StopTimeoutError: The owner is still alive after that.
-            WrongEventLoopError: The manager is alive in another event loop.
+            StopTimeoutError: The owner task is still running after those 10 seconds.
+            WrongEventLoopError: The manager is running in another event loop.
             OwnerTaskError: The caller is the owner task.
             ValueError: `timeout` is negative or NaN.
 
         Cancellation:
-            The owner is cancelled, too, and waited for as above, before the cancellation goes on. A
-            native `cancel()` of an asyncio task that comes second ends that wait, and the owner goes
-            on to its end by itself.
+            Cancels the owner task as well, and waits for it for at most 10 seconds before the
+            cancellation propagates. On asyncio, a second native `cancel()` ends that wait, and the
+            owner task finishes on its own.
         """
         checked_timeout("timeout", timeout)
         run = self._alive_run("stop")
@@ -291,7 +295,7 @@ class ConnectionManager(ABC, Generic[T_co]):
                 await run.forced()
         except anyio.get_cancelled_exc_class():
             if run.surrounds_caller():
-                # The close that it has asked for cancels it, and is still to end in time.
+                # Closing the connection cancels the caller itself. The timeout still applies.
                 run.force_within(timeout)
             else:
                 await run.forced_shielded()
@@ -301,21 +305,21 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     @final
     async def run(self, *, task_status: "TaskStatus[T_co] | None" = None) -> None:
-        """Holds the connection open for as long as this call lasts, for use in a task group.
+        """Opens the connection and keeps it open until this call ends, for use in a task group.
 
-        `connection = await task_group.start(manager.run)` starts it. It ends when the connection
-        has ended: quietly after a `stop()`, with an error after a loss.
+        Call it with `connection = await task_group.start(manager.run)`. It returns after `stop()`,
+        and raises if the connection was lost.
 
         Args:
-            task_status: Is given the connection; a task group's `start()` passes it.
+            task_status: Receives the connection. The `start()` of a task group passes it.
 
         Raises:
-            RuntimeError: A run is alive already.
+            RuntimeError: The manager is already running.
             ConnectionLostError: The connection was lost.
-            BaseException: What opening or closing the connection has raised; see `start()`.
+            BaseException: The exception raised while opening or closing the connection; see `start()`.
 
         Cancellation:
-            Closes the connection as a cancelled `stop()` does. That is no loss.
+            Closes the connection as a cancelled `stop()` does. This does not count as a loss.
         """
         if self._alive_run("run") is not None:
             raise RuntimeError(
@@ -337,14 +341,14 @@ class ConnectionManager(ABC, Generic[T_co]):
         run.raise_exception()
 
     async def __aenter__(self) -> T_co:
-        """Starts the manager; see `start()`.
+        """Starts the manager and returns the connection; see `start()`.
 
         Raises:
-            RuntimeError: The manager is entered already, and alive.
+            RuntimeError: Another `async with` block is using the manager.
         """
         self._check_not_entered()
         connection = await self.start()
-        self._check_not_entered()  # somebody may have been faster
+        self._check_not_entered()  # another task may have entered meanwhile
         entry = (anyio.get_current_task().id, cast("Run[T_co]", self._life.run))
         self._life.entries.append(entry)
         return connection
@@ -361,14 +365,14 @@ class ConnectionManager(ABC, Generic[T_co]):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stops the run that was entered, and no later one; see `stop()`. Any task may do it."""
+        """Stops the run that the block entered, but no later run; see `stop()`. Any task may exit."""
         entries = self._life.entries
         alive = self._alive_run("stop")
         if alive is not None and alive.is_owner_task():
             raise OwnerTaskError(self.name, "stop")
         if not entries:
             return
-        # What this task has entered; else what is over, as that of the others may be in use.
+        # Prefer an entry of this task, then one of a run that is over: others may still be in use.
         here = anyio.get_current_task().id
         entry = min(entries, key=lambda entry: (entry[0] != here, entry[1].is_alive))
         entries.remove(entry)
@@ -376,18 +380,19 @@ class ConnectionManager(ABC, Generic[T_co]):
             await self._stop(alive, STOP_TIMEOUT)
 
     async def wait_closed(self) -> None:
-        """Waits for the end of the run that is alive, and raises its `exception`, if it has one.
+        """Waits until the current run has ended, and raises its `exception`, if there is one.
 
-        This is how an application is told of a loss. If no run is alive, it is about the last one.
+        Applications use it to detect a lost connection. If the manager is not running, the call refers
+        to the last run and does not wait.
 
         Raises:
             ConnectionLostError: The connection was lost.
-            BaseException: What opening or closing the connection has raised; see `start()`.
-            WrongEventLoopError: The manager is alive in another event loop.
+            BaseException: The exception raised while opening or closing the connection; see `start()`.
+            WrongEventLoopError: The manager is running in another event loop.
             OwnerTaskError: The caller is the owner task.
 
         Cancellation:
-            Has no effect on the connection.
+            Does not affect the connection.
         """
         run = self._alive_run("wait_closed")
         if run is not None:
@@ -399,18 +404,18 @@ class ConnectionManager(ABC, Generic[T_co]):
         run.raise_exception()
 
     def connection_lost(self, exc: BaseException | None = None) -> None:
-        """Says that the connection is dead: it is closed, and the loss recorded. For transports.
+        """Reports that the connection is dead: closes it and records the loss. For transport authors.
 
-        May be called from any thread and any number of times. While the connection is being opened
-        it is remembered: what `open_connection()` raises wins, else `start()` raises the loss.
-        Without a live run it does nothing. Called from within a run that is over, by a task or a
-        callback that has outlived it, it does nothing to a later run.
+        May be called from any thread, any number of times. If the connection is still being opened, the
+        loss takes effect when opening ends: `start()` raises the exception that `open_connection()`
+        raised, or else the loss. If the manager is not running, the call does nothing. A late call by a
+        task or callback of a run that is over does not affect a later run.
 
         Args:
             exc: The reason, if one is known.
 
         Raises:
-            TypeError: `exc` is no exception.
+            TypeError: `exc` is not an exception.
         """
         if exc is not None and not isinstance(exc, BaseException):
             raise TypeError(f"exc must be an exception or None, not {type(exc).__name__}")
@@ -419,13 +424,13 @@ class ConnectionManager(ABC, Generic[T_co]):
             run.lose_from_any_thread(exc)
 
     def _add_fact(self, fact: str) -> None:
-        """Has what the transport knows noted on the error of this run, if it fails. For transports."""
+        """Stores a note for the exception with which this run may fail. For transports."""
         run = self._run_of_caller()
         if run is not None:
             run.add_fact(fact)
 
     def _run_of_caller(self) -> Run[object] | None:
-        """The run that the calling code is a part of, else the current or last one."""
+        """Returns the run that the calling code is part of, or else the current or last run."""
         life = self._life
         if life.loan is not None and life.is_lent:
             return life.loan[0]._run_of_caller()
@@ -434,16 +439,16 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     @asynccontextmanager
     async def open_inner(self, manager: "ConnectionManager[T]") -> AsyncGenerator[T]:
-        """Opens another manager's connection inside the run of this one; for `open_connection()`.
+        """Opens another manager's connection inside a run of this manager, in its `open_connection()`.
 
-        Both then live in one owner task. `connection_lost()` of the inner manager is that of this
-        one for as long as its connection is open.
+        Both connections share one owner task. While the inner connection is open, `connection_lost()`
+        of the inner manager acts on the run of this manager.
 
         Args:
             manager: The inner manager.
 
         Raises:
-            RuntimeError: It is alive, or lent to another manager already.
+            RuntimeError: The inner manager is running, or is already part of another manager.
         """
         life = manager._life
         if life.is_lent:
@@ -467,12 +472,13 @@ class ConnectionManager(ABC, Generic[T_co]):
 
 
 class _Life(Generic[T]):
-    """The private state of a manager: its current or last run, and who makes use of it.
+    """The private state of a manager: its current or last run, and who uses it.
 
     Attributes:
-        stops: How often `stop()` was called, which ends every `start()` that was queued before.
-        entries: What `async with` has entered and not left: by which task, and which run.
-        loan: To whom it is lent by `open_inner()`, and in which run, if in one.
+        run: The current or last run.
+        stops: The number of `stop()` calls. Each one ends all `start()` calls made before it.
+        entries: The task and the run of each `async with` block that has not exited yet.
+        loan: The manager that opened this one by `open_inner()`, and its run, if it has one.
     """
 
     def __init__(self) -> None:
@@ -483,12 +489,12 @@ class _Life(Generic[T]):
 
     @property
     def is_lent(self) -> bool:
-        """Whether another manager has it open, and not in a run that has died with its loop."""
+        """Whether another manager uses this one, in a run whose event loop is not closed."""
         return self.loan is not None and (self.loan[1] is None or self.loan[1].is_alive)
 
     @property
     def borrower_name(self) -> str:
-        """The name of that manager."""
+        """The name of the manager that uses this one."""
         assert self.loan is not None
         return self.loan[0].name
 

@@ -1,7 +1,7 @@
-"""The states of a connection manager, and the table of the moves between them.
+"""The states of a connection manager, and the table of transitions between them.
 
-The table is data: the owner task asserts each of its moves against it, and the documentation draws
-its diagram from it.
+The owner task checks each transition against the table. The documentation's diagram is generated
+from it.
 """
 
 import enum
@@ -13,23 +13,23 @@ __all__ = ["TRANSITIONS", "ConnectionState"]
 
 
 class ConnectionState(enum.Enum):
-    """Where a manager is in the life of its connection."""
+    """The state of a manager."""
 
     NEW = "new"
-    """`start()` was never called."""
+    """The manager has never been started."""
     OPENING = "opening"
     """The owner task is entering the context manager."""
     OPEN = "open"
-    """The connection can be used. In no other state can it be read."""
+    """The connection can be used. It cannot be read in any other state."""
     CLOSING = "closing"
-    """The owner task is leaving the context manager."""
+    """The owner task is exiting the context manager."""
     CLOSED = "closed"
-    """The run is over, as it was asked to be."""
+    """The run has ended without an error."""
     FAILED = "failed"
-    """The run is over, and `exception` says why."""
+    """The run has ended with an error; see `exception`."""
 
     if not TYPE_CHECKING:
-        # By identity, as members compare; Enum's own, in Python, is much slower.
+        # Members compare by identity. Enum's own __hash__ is written in Python and much slower.
         __hash__ = object.__hash__
 
 
@@ -45,4 +45,4 @@ TRANSITIONS: Mapping[ConnectionState, frozenset[ConnectionState]] = MappingProxy
         ConnectionState.FAILED: frozenset({ConnectionState.OPENING}),
     }
 )
-"""From each state, the states that may follow it."""
+"""Maps each state to the states that may follow it."""
