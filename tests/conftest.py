@@ -1,4 +1,4 @@
-"""Backends, and the fixtures that let no test leave anything behind."""
+"""The backends, and fixtures that check that tests leave nothing behind."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ import pytest
 from ownertask import _backend, _owner
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As in the background jobs of a shell. The tests send it, and their subprocesses inherit this.
+    # Shells start background jobs with SIGINT ignored, and subprocesses inherit that. Tests send SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -31,11 +31,11 @@ BACKENDS = [
 ]
 if sys.version_info >= (3, 12):  # Python 3.11 has no eager tasks
     BACKENDS.append(pytest.param(("asyncio", {"loop_factory": eager_event_loop}), id="eager"))
-if sys.platform != "win32":  # uvloop does not exist there
+if sys.platform != "win32":  # uvloop does not support Windows
     import uvloop
 
     BACKENDS.append(pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop"))
-    uvloop.run(asyncio.sleep(0))  # the first one opens a pipe that the process keeps
+    uvloop.run(asyncio.sleep(0))  # the first run opens a pipe that is never closed
 
 
 @pytest.fixture(params=BACKENDS)
@@ -56,7 +56,7 @@ def trio_only(anyio_backend_name):
 
 
 def all_tasks():
-    """Every task of the running loop, those of the system included."""
+    """Returns all tasks of the running event loop, including trio's system tasks."""
     if "trio" in sys.modules:
         from trio.lowlevel import current_root_task, in_trio_run
 
@@ -72,18 +72,18 @@ def all_tasks():
 
 
 def resources():
-    """What a process can leave behind: descriptors, threads and child processes."""
+    """Returns the file descriptors, threads and child processes of this process."""
     found = {
         f"thread {thread.name}"
         for thread in threading.enumerate()
-        if not thread.name.startswith("Trio thread")  # trio keeps its idle workers for ten seconds
+        if not thread.name.startswith("Trio thread")  # trio keeps idle workers for ten seconds
     }
     if Path("/proc/self/fd").is_dir():
         for descriptor in Path("/proc/self/fd").iterdir():
-            with suppress(FileNotFoundError):  # the one that lists them
+            with suppress(FileNotFoundError):  # the descriptor that iterdir() used
                 found.add(f"descriptor {descriptor.name} {descriptor.readlink()}")
         for children in Path("/proc/self/task").glob("*/children"):
-            with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
                 found |= {f"process {child}" for child in children.read_text().split()}
     return found
 
@@ -92,7 +92,7 @@ def resources():
 def _nothing_stays_in_the_process(request):
     before = resources()
     yield
-    # What is garbage is not left behind. And where it may warn, it is to do so in this test.
+    # Garbage does not count as left behind. If collecting it may warn, the warning belongs to this test.
     may_warn = any("Unraisable" in mark.args[0] for mark in request.node.iter_markers("filterwarnings"))
     if may_warn or resources() - before:
         gc.collect()
@@ -112,7 +112,10 @@ def _nothing_stays_in_the_loop(request, _nothing_stays_in_the_process):
 
 @pytest.fixture
 async def _no_task_stays(request):
-    """Also ends a test that hangs, after five seconds if it is not marked otherwise."""
+    """Checks for leftover tasks, and ends a hanging test.
+
+    The limit is five seconds, or the number of seconds in the `within` marker.
+    """
     marker = request.node.get_closest_marker("within")
     before = all_tasks()
     with anyio.fail_after(marker.args[0] if marker else 5):
@@ -127,6 +130,6 @@ def task_of_the_runner(task):
 
 @pytest.fixture
 def grace(monkeypatch):
-    """Has a cancelled owner waited for no longer than this."""
+    """Shortens `CANCEL_GRACE` and returns the new value, in seconds."""
     monkeypatch.setattr(_owner, "CANCEL_GRACE", 0.05)
     return 0.05

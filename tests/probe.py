@@ -1,4 +1,4 @@
-"""A manager that tells what is done to it, and can be told to misbehave."""
+"""A manager that records when it is entered and exited, and that can be made to misbehave."""
 
 from contextlib import asynccontextmanager
 
@@ -9,11 +9,11 @@ from ownertask import ConnectionManager
 
 
 class Probe(ConnectionManager[object]):
-    """Its connection is a fresh object each time.
+    """A manager whose connection is a new object in each run.
 
     Args:
         opening: Awaited before the connection is yielded.
-        closing: Awaited after that, whatever came out of the `yield`.
+        closing: Awaited after the `yield`, even if the `yield` raised.
     """
 
     def __init__(self, opening=checkpoint, closing=checkpoint, *, name="probe"):
@@ -41,9 +41,9 @@ class Probe(ConnectionManager[object]):
 
 
 class Stage:
-    """A place in a connection's life where the owner stops until it is let go.
+    """A point at which the owner waits until the test sets `let_go`.
 
-    `await stage.reached.wait()` waits for the owner to be there.
+    `await stage.reached.wait()` waits until the owner gets there.
     """
 
     def __init__(self, *, shield=False):
@@ -58,7 +58,7 @@ class Stage:
 
 
 def raises(exception):
-    """Something to await that raises."""
+    """Returns an async function that raises `exception`."""
 
     async def raise_it():
         await checkpoint()

@@ -1,4 +1,4 @@
-"""What the owner task relies on in asyncio, anyio and trio; a change of theirs fails here."""
+"""Tests for the behavior of asyncio, anyio and trio that the owner task relies on."""
 
 import asyncio
 import subprocess
@@ -12,7 +12,7 @@ from ownertask import ConnectionState, _backend
 from ownertask._backend import _ANYIO_CANCELLATION, _SELF_CANCELLING_MODULES, current_event_loop
 
 
-def test_anyio_marks_its_cancellations_by_the_text_of_their_message():
+def test_anyio_cancellations_are_recognizable_by_their_message():
     messages = []
 
     class Spy(asyncio.Task):
@@ -33,7 +33,7 @@ def test_anyio_marks_its_cancellations_by_the_text_of_their_message():
     assert all(message.startswith(_ANYIO_CANCELLATION) for message in messages)
 
 
-def test_asyncios_own_cancellations_come_from_the_modules_that_are_known():
+def test_asyncio_timeouts_and_task_groups_cancel_from_the_known_modules():
     modules = set()
 
     class Spy(asyncio.Task):
@@ -60,7 +60,7 @@ def test_asyncios_own_cancellations_come_from_the_modules_that_are_known():
     assert modules == {module for module in _SELF_CANCELLING_MODULES if module.startswith("asyncio")}
 
 
-async def test_the_owner_is_not_made_by_the_task_factory_of_the_application(asyncio_only):
+async def test_the_owner_task_is_not_created_by_the_applications_task_factory(asyncio_only):
     loop = asyncio.get_running_loop()
     made = []
 
@@ -79,7 +79,7 @@ async def test_the_owner_is_not_made_by_the_task_factory_of_the_application(asyn
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_C8_a_run_that_went_down_with_trio_is_over():
+def test_C8_a_run_is_over_after_trio_crashes():
     import trio
 
     probe = Probe()
@@ -101,7 +101,7 @@ def test_C8_a_run_that_went_down_with_trio_is_over():
     trio.run(probe.start)
 
 
-async def test_a_trio_run_that_goes_on_is_seen_from_another_thread(trio_only):
+async def test_a_running_trio_loop_is_not_reported_as_closed_in_another_thread(trio_only):
     import trio
 
     async with Probe() as connection:
@@ -110,7 +110,7 @@ async def test_a_trio_run_that_goes_on_is_seen_from_another_thread(trio_only):
     assert connection
 
 
-def test_a_trio_run_that_is_finished_is_closed_and_calls_nothing_back():
+def test_a_finished_trio_loop_is_closed_and_runs_no_callback():
     import trio
 
     async def main():
@@ -121,7 +121,7 @@ def test_a_trio_run_that_is_finished_is_closed_and_calls_nothing_back():
     loop.call_soon_threadsafe(pytest.fail)
 
 
-def test_a_trio_run_that_is_a_guest_of_asyncio_is_a_run_of_trios():
+def test_trio_in_guest_mode_on_asyncio_is_detected_as_trio():
     import trio
 
     probe = Probe()
@@ -147,7 +147,7 @@ def test_a_trio_run_that_is_a_guest_of_asyncio_is_a_run_of_trios():
 
 
 def test_importing_ownertask_imports_neither_an_event_loop_nor_the_sdk():
-    """What anyio imports is not ownertask's to choose: 4.14 imports asyncio, later ones do not."""
+    """Modules that anyio imports don't count: anyio 4.14 imports asyncio, later versions don't."""
     code = (
         "import sys, anyio\n"
         "unwanted = {'asyncio', 'mcp', 'trio', 'typing_extensions', 'websockets'} - sys.modules.keys()\n"
@@ -159,7 +159,7 @@ def test_importing_ownertask_imports_neither_an_event_loop_nor_the_sdk():
     assert imported == "[]\n"
 
 
-def test_ownertask_needs_no_trio():
+def test_ownertask_works_without_trio():
     code = (
         "import sys; sys.modules['trio'] = None\n"
         "import asyncio, contextlib, ownertask\n"

@@ -1,4 +1,4 @@
-"""Where a coroutine waits."""
+"""Tests for the description of where a coroutine waits."""
 
 from contextlib import asynccontextmanager
 
@@ -49,7 +49,7 @@ async def in_a_context_manager():
 @pytest.mark.parametrize(
     "function", [in_a_coroutine, in_an_awaitable, in_a_generator, in_a_context_manager]
 )
-async def test_it_is_the_innermost_place_outside_the_libraries_of_the_loop(function):
+async def test_the_innermost_place_outside_the_event_loop_libraries_is_reported(function):
     coroutine = function()
 
     async def run():
@@ -62,7 +62,7 @@ async def test_it_is_the_innermost_place_outside_the_libraries_of_the_loop(funct
         tg.cancel_scope.cancel()
 
 
-async def test_what_waits_nowhere_else_waits_in_its_loop():
+async def test_a_coroutine_that_waits_only_in_library_code_waits_in_its_event_loop():
     coroutine = anyio.sleep_forever()
     assert waiting_place(coroutine) == "in its event loop"
     coroutine.close()

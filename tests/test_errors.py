@@ -1,4 +1,4 @@
-"""The tree of errors, and what they carry."""
+"""Tests for the error tree and the attributes of its errors."""
 
 import pickle
 
@@ -21,7 +21,7 @@ ERRORS = {
 @pytest.mark.parametrize(
     ("error", "kind"), ERRORS.items(), ids=[type(error).__name__ for error in ERRORS]
 )
-def test_every_error_names_its_manager_has_its_kind_and_can_be_pickled(error, kind):
+def test_every_error_names_its_manager_has_its_base_class_and_can_be_pickled(error, kind):
     assert isinstance(error, ConnectionManagerError)
     assert isinstance(error, kind)
     assert str(error).startswith("redis: ")

@@ -1,4 +1,4 @@
-"""How a run ends: errors of opening and closing, losses, cancellations from every side."""
+"""Tests for how a run ends: errors while opening and closing, losses, and cancellation."""
 
 import asyncio
 import contextvars
@@ -36,7 +36,7 @@ class Custom(BaseException):
     pass
 
 
-# Errors of opening.
+# Errors while opening.
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FrozenError(Exception):
     code: int
 
 
-async def test_O1_an_error_that_can_take_no_note_is_raised_all_the_same():
+async def test_O1_an_error_that_accepts_no_notes_is_raised_anyway():
     for error in (FrozenError(3), OSError("odd")):
         if isinstance(error, OSError):
             error.__notes__ = ("no list",)
@@ -56,7 +56,7 @@ async def test_O1_an_error_that_can_take_no_note_is_raised_all_the_same():
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, backend, caplog):
+def test_a_logger_that_raises_does_not_block_stop(monkeypatch, backend, caplog):
     def fail(*_, **__):
         raise LookupError
 
@@ -71,12 +71,12 @@ def test_logging_that_fails_keeps_nobody_waiting(monkeypatch, backend, caplog):
 
     anyio.run(main, backend=backend)
     gc.collect()
-    if backend == "asyncio":  # which tells of a task that has failed
+    if backend == "asyncio":  # asyncio logs the exception of a failed task
         assert "LookupError" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["before", "between", "after"])
-async def test_O1_what_was_acquired_is_released_and_the_error_raised_by_every_start(place):
+async def test_O1_an_error_while_opening_releases_resources_and_is_raised_by_every_start(place):
     released = []
 
     @asynccontextmanager
@@ -117,7 +117,7 @@ async def test_O1_what_was_acquired_is_released_and_the_error_raised_by_every_st
     assert manager.state is FAILED
 
 
-async def test_a_manager_whose_opening_has_failed_can_be_started_again():
+async def test_a_manager_can_be_started_again_after_opening_failed():
     probe = Probe(raises(OSError("no")))
     with pytest.raises(OSError, match="no"):
         await probe.start()
@@ -127,7 +127,7 @@ async def test_a_manager_whose_opening_has_failed_can_be_started_again():
     await probe.stop()
 
 
-async def test_O2_a_group_of_one_is_raised_as_that_one_with_its_own_cause_and_context():
+async def test_O2_a_group_of_one_is_raised_as_its_only_exception_with_the_original_cause():
     cause, leaf = LookupError("cause"), OSError("leaf")
     leaf.__cause__ = cause
     probe = Probe(raises(ExceptionGroup("outer", [BaseExceptionGroup("inner", [leaf])])))
@@ -144,7 +144,7 @@ async def test_O2_a_group_of_two_stays_a_group():
     assert caught.value.__notes__ == ["ownertask: raised by probe while opening"]
 
 
-async def test_O2_cancellations_are_taken_out_of_a_group():
+async def test_O2_cancellations_are_removed_from_a_group():
     async def fail():
         kept = []
         with anyio.CancelScope() as scope:
@@ -160,7 +160,7 @@ async def test_O2_cancellations_are_taken_out_of_a_group():
         await Probe(fail).start()
 
 
-async def test_opening_that_its_own_task_group_cancels_raises_what_has_crashed_it():
+async def test_start_raises_the_crash_that_cancelled_opening():
     class Crashing(ConnectionManager[int]):
         @asynccontextmanager
         async def open_connection(self):
@@ -177,7 +177,7 @@ def frames(error):
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
 
 
-async def test_the_same_error_raised_to_many_shows_a_sane_traceback_each_time():
+async def test_an_error_raised_by_several_calls_has_a_clean_traceback_each_time():
     probe = Probe(raises(OSError("no")))
     shown = []
 
@@ -212,7 +212,7 @@ async def test_the_same_error_raised_to_many_shows_a_sane_traceback_each_time():
     assert len(probe.exception.__notes__) == 1
 
 
-async def test_a_raise_lets_go_of_the_frames_of_the_caller_before():
+async def test_raising_an_error_again_releases_the_frames_of_the_previous_caller():
     class Big:
         pass
 
@@ -260,7 +260,7 @@ async def test_O14_a_base_exception_while_opening_is_raised_by_every_start(error
     assert manager.state is FAILED
 
 
-async def test_O14_a_base_exception_of_an_open_connection_is_the_cause_of_a_loss(anyio_backend_name):
+async def test_O14_a_base_exception_from_an_open_connection_is_the_cause_of_the_loss(anyio_backend_name):
     class Crashing(ConnectionManager[int]):
         @asynccontextmanager
         async def open_connection(self):
@@ -274,13 +274,13 @@ async def test_O14_a_base_exception_of_an_open_connection_is_the_cause_of_a_loss
     with pytest.raises(ConnectionLostError) as caught:
         await manager.wait_closed()
     assert isinstance(caught.value.__cause__, Custom)
-    if anyio_backend_name == "asyncio":  # where it leaves the owner, when nobody waits for it
+    if anyio_backend_name == "asyncio":  # the owner raises it if no start() is waiting
         await checkpoint()
         assert isinstance(owner.exception(), Custom)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_P9_an_interrupt_that_hits_a_child_of_the_owner_is_not_lost(backend):
+def test_P9_a_keyboard_interrupt_in_a_child_of_the_owner_propagates_to_the_application(backend):
     manager = Crashable()
     manager.error = KeyboardInterrupt()
 
@@ -294,7 +294,7 @@ def test_P9_an_interrupt_that_hits_a_child_of_the_owner_is_not_lost(backend):
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), Custom()])
-async def test_O14_a_base_exception_of_a_stopped_attempt_is_raised_by_its_start(error):
+async def test_O14_start_raises_a_base_exception_from_a_stopped_attempt(error):
     async def fail():
         try:
             await anyio.sleep_forever()
@@ -317,7 +317,7 @@ async def test_O14_a_base_exception_of_a_stopped_attempt_is_raised_by_its_start(
     assert outcomes == [error]
 
 
-async def test_what_fails_while_an_attempt_is_cancelled_was_raised_while_opening(caplog):
+async def test_an_error_in_a_cancelled_attempt_is_noted_as_raised_while_opening(caplog):
     async def fail():
         try:
             await anyio.sleep_forever()
@@ -332,7 +332,7 @@ async def test_what_fails_while_an_attempt_is_cancelled_was_raised_while_opening
     assert len(caplog.records) == 1
 
 
-async def test_a_loss_is_forgotten_when_the_last_start_is_cancelled():
+async def test_cancelling_the_last_start_discards_a_loss():
     stage = Stage()
     probe = Probe(stage)
     async with anyio.create_task_group() as tg:
@@ -343,10 +343,10 @@ async def test_a_loss_is_forgotten_when_the_last_start_is_cancelled():
     assert probe.state is CLOSED
 
 
-# Losses.
+# Lost connections.
 
 
-async def test_O18_a_loss_while_opening_is_raised_when_that_is_done():
+async def test_O18_a_loss_while_opening_is_raised_once_opening_finishes():
     probe = Probe()
 
     async def lose():
@@ -363,7 +363,7 @@ async def test_O18_a_loss_while_opening_is_raised_when_that_is_done():
     assert not probe.is_acquired
 
 
-async def test_O18_what_opening_raises_wins_over_a_loss():
+async def test_O18_an_error_while_opening_takes_precedence_over_a_loss():
     probe = Probe()
 
     async def lose():
@@ -375,7 +375,7 @@ async def test_O18_what_opening_raises_wins_over_a_loss():
         await probe.start()
 
 
-async def test_O18_a_stop_while_opening_wins_over_a_loss():
+async def test_O18_stopping_while_opening_takes_precedence_over_a_loss():
     stage = Stage()
     probe = Probe(stage)
     async with anyio.create_task_group() as tg:
@@ -391,7 +391,7 @@ async def test_O18_a_stop_while_opening_wins_over_a_loss():
     assert probe.state is CLOSED
 
 
-async def test_a_loss_closes_the_connection_is_logged_once_and_told_to_who_waits(caplog):
+async def test_a_loss_closes_the_connection_and_is_logged_once_and_raised_by_wait_closed(caplog):
     closing = Stage()
     probe = Probe(closing=closing)
     await probe.start()
@@ -419,11 +419,11 @@ async def test_a_loss_closes_the_connection_is_logged_once_and_told_to_who_waits
     assert record.getMessage() == "probe: the connection was lost"
     assert "OSError: gone" in caplog.text
     assert probe.exception.__cause__.__notes__ == ["ownertask: raised by probe while open"]
-    await probe.stop()  # changes nothing
+    await probe.stop()  # has no effect
     assert probe.state is FAILED
 
 
-async def test_an_error_of_closing_after_a_loss_is_its_cause_or_logged(caplog):
+async def test_an_error_while_closing_after_a_loss_becomes_its_cause_or_is_logged(caplog):
     probe = Probe(closing=raises(OSError("closing")))
     await probe.start()
     probe.connection_lost()
@@ -445,7 +445,10 @@ async def test_an_error_of_closing_after_a_loss_is_its_cause_or_logged(caplog):
 
 
 class Crashable(ConnectionManager[anyio.Event]):
-    """Setting its connection crashes it, or ends it without an error."""
+    """A manager whose transport can be made to end.
+
+    Setting the connection makes the transport raise `error`, or end without an error if that is `None`.
+    """
 
     error = OSError("crash")
 
@@ -465,7 +468,7 @@ class Crashable(ConnectionManager[anyio.Event]):
             tg.cancel_scope.cancel()
 
 
-async def test_P6_a_crash_inside_the_transport_is_a_loss_with_the_leaf_as_cause(caplog):
+async def test_P6_a_crash_in_the_transport_is_a_loss_with_the_original_exception_as_cause(caplog):
     manager = Crashable()
     (await manager.start()).set()
     with pytest.raises(ConnectionLostError) as caught:
@@ -474,7 +477,7 @@ async def test_P6_a_crash_inside_the_transport_is_a_loss_with_the_leaf_as_cause(
     assert len(caplog.records) == 1
 
 
-async def test_P6_a_transport_that_ends_itself_is_a_loss_without_a_cause():
+async def test_P6_a_transport_that_ends_on_its_own_is_a_loss_without_a_cause():
     manager = Crashable()
     manager.error = None
     (await manager.start()).set()
@@ -483,7 +486,7 @@ async def test_P6_a_transport_that_ends_itself_is_a_loss_without_a_cause():
     assert caught.value.__cause__ is None
 
 
-async def test_a_loss_is_of_the_run_that_has_caused_it_and_not_of_a_later_one():
+async def test_a_late_report_from_an_earlier_run_does_not_end_a_later_one():
     late = anyio.Event()
     probe = Probe()
 
@@ -511,7 +514,7 @@ async def checkpoint_and_note(contexts):
 # Closing.
 
 
-async def test_C1_an_error_of_closing_is_not_raised_by_stop_but_kept_and_logged_once(caplog):
+async def test_C1_an_error_while_closing_is_kept_and_logged_once_but_not_raised_by_stop(caplog):
     probe = Probe(closing=raises(OSError("closing")))
     await probe.start()
     await probe.stop()
@@ -526,7 +529,7 @@ async def test_C1_an_error_of_closing_is_not_raised_by_stop_but_kept_and_logged_
     assert "raise_it" in caplog.text
 
 
-async def test_C2_closing_that_hangs_is_cancelled_after_the_timeout():
+async def test_C2_a_hanging_close_is_cancelled_after_the_timeout():
     probe = Probe(closing=anyio.sleep_forever)
     await probe.start()
     await probe.stop(timeout=0.01)
@@ -534,7 +537,7 @@ async def test_C2_closing_that_hangs_is_cancelled_after_the_timeout():
     assert not probe.is_acquired
 
 
-async def test_C2_a_timeout_of_0_cancels_at_once():
+async def test_C2_stop_with_a_timeout_of_0_cancels_at_once():
     stage = Stage()
     probe = Probe(closing=stage)
     await probe.start()
@@ -543,7 +546,7 @@ async def test_C2_a_timeout_of_0_cancels_at_once():
     assert probe.state is CLOSED
 
 
-async def test_a_deadline_for_what_is_over_sets_no_timer():
+async def test_a_deadline_set_after_the_run_has_ended_starts_no_timer():
     probe = Probe()
     await probe.start()
     run = probe._life.run
@@ -555,7 +558,7 @@ async def test_a_deadline_for_what_is_over_sets_no_timer():
     assert all_tasks() == before
 
 
-async def test_C2_of_several_stops_the_earliest_deadline_counts():
+async def test_C2_the_earliest_deadline_of_several_stops_applies():
     stage = Stage()
     probe = Probe(closing=stage)
     await probe.start()
@@ -567,7 +570,7 @@ async def test_C2_of_several_stops_the_earliest_deadline_counts():
     assert probe.state is CLOSED
 
 
-async def test_invariant_4_a_healthy_close_is_not_cancelled():
+async def test_invariant_4_a_close_within_the_timeout_is_not_cancelled():
     seen = []
 
     async def close_in_steps():
@@ -590,7 +593,9 @@ async def swallow(let_go):
 
 
 @pytest.mark.parametrize("how", ["swallows", "shields"])
-async def test_C3_an_owner_that_cannot_be_ended_is_named_and_quiet_and_the_only_one(how, grace, caplog):
+async def test_C3_an_owner_that_cannot_be_stopped_is_named_uses_no_cpu_and_prevents_a_restart(
+    how, grace, caplog
+):
     let_go = anyio.Event()
 
     async def close():
@@ -624,7 +629,7 @@ async def test_C3_an_owner_that_cannot_be_ended_is_named_and_quiet_and_the_only_
     await probe.stop()
 
 
-async def test_O3_opening_behind_a_shield_is_given_up_and_says_where_it_waits(grace, caplog):
+async def test_O3_start_gives_up_on_shielded_opening_and_reports_where_it_waits(grace, caplog):
     stage = Stage(shield=True)
     probe = Probe(stage)
     with pytest.raises(StartTimeoutError, match=r"0\.01 s; the task .* is waiting in Stage.__call__"):
@@ -635,7 +640,7 @@ async def test_O3_opening_behind_a_shield_is_given_up_and_says_where_it_waits(gr
     await probe.stop()
 
 
-async def test_starts_that_wait_for_an_owner_that_is_given_up_are_told(grace):
+async def test_start_raises_connection_stopped_error_if_a_stopped_owner_does_not_end(grace):
     stage = Stage(shield=True)
     probe = Probe(stage)
     outcomes = []
@@ -656,9 +661,7 @@ async def test_starts_that_wait_for_an_owner_that_is_given_up_are_told(grace):
     await probe.stop()
 
 
-async def test_a_start_that_waits_for_a_lost_owner_that_is_given_up_is_told_of_the_loss(
-    grace, asyncio_only
-):
+async def test_start_raises_connection_lost_error_if_a_lost_owner_does_not_end(grace, asyncio_only):
     stage = Stage(shield=True)
     probe = Probe(stage)
     outcomes = []
@@ -682,7 +685,7 @@ async def test_a_start_that_waits_for_a_lost_owner_that_is_given_up_is_told_of_t
     await probe.stop()
 
 
-async def test_O3_a_start_timeout_that_an_owner_outlives_is_told_to_all_who_wait(grace, caplog):
+async def test_O3_every_start_raises_the_timeout_if_the_owner_does_not_end(grace, caplog):
     stage = Stage(shield=True)
     probe = Probe(stage)
     probe.start_timeout = 0.01
@@ -706,7 +709,7 @@ async def test_O3_a_start_timeout_that_an_owner_outlives_is_told_to_all_who_wait
     assert probe.state is CLOSED
 
 
-async def test_a_loss_while_opening_is_raised_if_opening_is_cancelled_by_nobody_known(asyncio_only):
+async def test_a_loss_while_opening_is_raised_if_an_unrequested_cancellation_follows(asyncio_only):
     probe = Probe()
 
     async def lose_and_wait_for_a_cancelled_task():
@@ -733,7 +736,7 @@ def swallow_or_shield(how, let_go):
 
 
 @pytest.mark.parametrize("how", ["swallows", "shields"])
-async def test_C3_an_owner_that_a_loss_cannot_end_is_given_up_though_nobody_waits(
+async def test_C3_a_lost_connection_that_cannot_be_closed_is_reported_with_no_caller_waiting(
     how, grace, caplog, monkeypatch
 ):
     monkeypatch.setattr(_owner, "STOP_TIMEOUT", 0.01)
@@ -753,7 +756,7 @@ async def test_C3_an_owner_that_a_loss_cannot_end_is_given_up_though_nobody_wait
         await probe.wait_closed()
 
 
-async def test_C3_a_stop_in_the_last_turn_of_an_owner_is_not_followed_by_a_complaint(grace, caplog):
+async def test_C3_a_stop_just_before_the_owner_ends_logs_no_error(grace, caplog):
     async with anyio.create_task_group() as tg:
 
         async def closing():
@@ -767,7 +770,7 @@ async def test_C3_a_stop_in_the_last_turn_of_an_owner_is_not_followed_by_a_compl
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-async def test_C3_a_start_that_is_queued_behind_an_owner_that_is_given_up_is_told(grace):
+async def test_C3_start_raises_stop_timeout_error_if_the_previous_owner_cannot_be_stopped(grace):
     let_go = anyio.Event()
     probe = Probe(closing=swallow_or_shield("shields", let_go))
     await probe.start()
@@ -789,7 +792,7 @@ async def test_C3_a_start_that_is_queued_behind_an_owner_that_is_given_up_is_tol
         await probe.wait_closed()
 
 
-# Cancelled callers of stop().
+# Cancelled callers of start(), stop() and run().
 
 
 async def test_C6_a_cancelled_stop_forces_the_close_and_waits_for_it():
@@ -801,7 +804,7 @@ async def test_C6_a_cancelled_stop_forces_the_close_and_waits_for_it():
     assert probe.state is CLOSED
 
 
-async def test_C6_a_natively_cancelled_stop_forces_the_close_and_waits_for_it(asyncio_only):
+async def test_C6_native_cancellation_of_stop_forces_the_close_and_waits_for_it(asyncio_only):
     stage = Stage()
     probe = Probe(closing=stage)
     await probe.start()
@@ -814,7 +817,7 @@ async def test_C6_a_natively_cancelled_stop_forces_the_close_and_waits_for_it(as
     assert stopping.cancelling() == 1
 
 
-async def test_C6_a_second_native_cancel_ends_the_wait_and_the_owner_goes_on(asyncio_only):
+async def test_C6_a_second_native_cancellation_ends_the_wait_but_not_the_owner(asyncio_only):
     stage = Stage(shield=True)
     probe = Probe(closing=stage)
     await probe.start()
@@ -832,7 +835,7 @@ async def test_C6_a_second_native_cancel_ends_the_wait_and_the_owner_goes_on(asy
     assert probe.state is CLOSED
 
 
-async def test_C6_a_cancelled_stop_gives_up_in_time(grace, caplog):
+async def test_C6_a_cancelled_stop_gives_up_after_the_grace_period(grace, caplog):
     stage = Stage(shield=True)
     probe = Probe(closing=stage)
     await probe.start()
@@ -845,7 +848,7 @@ async def test_C6_a_cancelled_stop_gives_up_in_time(grace, caplog):
 
 
 @pytest.mark.parametrize("timeout", [None, 0.01])
-async def test_O15_a_start_that_is_cancelled_again_and_again_waits_for_its_owner(timeout, asyncio_only):
+async def test_O15_a_start_that_is_cancelled_repeatedly_waits_for_its_owner(timeout, asyncio_only):
     opening = Stage(shield=True)
     probe = Probe(opening)
     starting = asyncio.create_task(probe.start(timeout=timeout))
@@ -862,7 +865,7 @@ async def test_O15_a_start_that_is_cancelled_again_and_again_waits_for_its_owner
     assert not probe.is_acquired
 
 
-async def test_a_natively_cancelled_run_forces_the_close_and_is_cancelled(asyncio_only, grace, caplog):
+async def test_native_cancellation_of_run_forces_the_close_and_propagates(asyncio_only, grace, caplog):
     closing = Stage()
     probe = Probe(closing=closing)
     running = asyncio.create_task(probe.run())
@@ -884,7 +887,7 @@ async def test_a_natively_cancelled_run_forces_the_close_and_is_cancelled(asynci
 
 
 @pytest.mark.parametrize("how", ["task.cancel", "asyncio.timeout", "asyncio.wait_for"])
-async def test_O15_a_start_that_asyncio_cancels_ends_the_attempt(how, asyncio_only):
+async def test_O15_native_cancellation_of_start_ends_the_attempt(how, asyncio_only):
     stage = Stage()
     probe = Probe(stage)
     current = asyncio.current_task()
@@ -907,7 +910,7 @@ async def test_O15_a_start_that_asyncio_cancels_ends_the_attempt(how, asyncio_on
     assert not probe.is_acquired
 
 
-# The owner, cancelled from outside.
+# Cancelling the owner task from outside.
 
 
 def owner_task(probe):
@@ -917,7 +920,7 @@ def owner_task(probe):
 
 @pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.parametrize("phase", ["first step", "opening", "open", "closing", "shielded closing"])
-async def test_P7_an_owner_that_is_cancelled_from_outside_closes_and_is_a_loss(
+async def test_P7_cancelling_the_owner_from_outside_closes_the_connection_and_is_a_loss_unless_closing(
     phase, times, asyncio_only
 ):
     opening, closing = Stage(), Stage(shield=phase == "shielded closing")
@@ -955,11 +958,11 @@ async def test_P7_an_owner_that_is_cancelled_from_outside_closes_and_is_a_loss(
     else:
         assert isinstance(probe.exception, ConnectionLostError)
         assert "cancelled from outside" in str(probe.exception)
-    # O16: the starter is told of a loss, and is not cancelled itself.
+    # O16: start() raises the loss; its caller is not cancelled.
     assert len(outcomes) == (phase in {"first step", "opening"})
 
 
-async def test_O16_opening_that_is_cancelled_by_nobody_known_is_a_loss(asyncio_only):
+async def test_O16_an_unrequested_cancellation_while_opening_is_a_loss(asyncio_only):
     async def wait_for_a_cancelled_task():
         other = asyncio.create_task(anyio.sleep_forever())
         other.cancel()
@@ -970,7 +973,7 @@ async def test_O16_opening_that_is_cancelled_by_nobody_known_is_a_loss(asyncio_o
         await probe.start()
 
 
-def test_P8_asyncio_run_closes_what_is_open_silently(caplog):
+def test_P8_asyncio_run_closes_an_open_connection_silently(caplog):
     probe = Probe(closing=checkpoint)
 
     async def main():
@@ -983,7 +986,7 @@ def test_P8_asyncio_run_closes_what_is_open_silently(caplog):
     assert not caplog.records
 
 
-def test_P8_trio_run_closes_what_is_open_silently(caplog):
+def test_P8_trio_run_closes_an_open_connection_silently(caplog):
     import trio
 
     probe = Probe()
@@ -996,7 +999,7 @@ def test_P8_trio_run_closes_what_is_open_silently(caplog):
 
 
 @pytest.mark.parametrize("error", [LookupError, SystemExit])
-def test_P8_an_exception_that_ends_main_ends_the_connections(error, anyio_backend_name):
+def test_P8_an_exception_in_main_closes_the_connection(error, anyio_backend_name):
     probe = Probe(anyio.lowlevel.checkpoint)
 
     async def main():
@@ -1014,7 +1017,7 @@ def test_P8_an_exception_that_ends_main_ends_the_connections(error, anyio_backen
     assert not probe.is_acquired
 
 
-async def test_O19_native_timeouts_and_task_groups_inside_a_connection_work(asyncio_only, caplog):
+async def test_O19_native_timeouts_and_task_groups_work_inside_a_connection(asyncio_only, caplog):
     seen = []
 
     async def use_them():
@@ -1027,7 +1030,7 @@ async def test_O19_native_timeouts_and_task_groups_inside_a_connection_work(asyn
             async with asyncio.TaskGroup() as tg:
                 tg.create_task(raises(OSError())())
                 await asyncio.sleep(60)
-        for attempt in range(3):  # as redis-py does around each of its retries
+        for attempt in range(3):  # as redis-py does for each retry
             try:
                 async with asyncio.timeout(0.001 if attempt < 2 else None):
                     await asyncio.sleep(60 if attempt < 2 else 0)
@@ -1044,8 +1047,8 @@ async def test_O19_native_timeouts_and_task_groups_inside_a_connection_work(asyn
     assert not caplog.records
 
 
-async def test_O19_the_timer_of_aiohttp_works_inside_a_connection(asyncio_only):
-    """It cancels its task from a module of its own, and takes that back."""
+async def test_O19_the_aiohttp_timer_works_inside_a_connection(asyncio_only):
+    """aiohttp cancels the task from its own `helpers` module and later calls `uncancel()`."""
     timer = {"__name__": "aiohttp.helpers"}
     exec("def expire(task): task.cancel()", timer)
 
@@ -1062,7 +1065,7 @@ async def test_O19_the_timer_of_aiohttp_works_inside_a_connection(asyncio_only):
     assert probe.state is CLOSED
 
 
-async def test_a_timeout_inside_that_races_with_a_stop_does_not_keep_the_owner(asyncio_only):
+async def test_a_timeout_while_closing_that_races_with_stop_does_not_block_the_owner(asyncio_only):
     async def close():
         async with asyncio.timeout(0.01):
             await asyncio.sleep(60)
@@ -1074,10 +1077,10 @@ async def test_a_timeout_inside_that_races_with_a_stop_does_not_keep_the_owner(a
     assert not probe.is_acquired
 
 
-# Calls from inside.
+# Calls from inside the connection.
 
 
-async def test_O21_the_owner_may_not_wait_for_itself():
+async def test_O21_calls_in_the_owner_task_that_would_deadlock_raise():
     probe = Probe()
     errors = []
 
@@ -1145,24 +1148,24 @@ async def run_in_context(task_group, context, function):
     context.run(task_group.start_soon, function)
 
 
-async def test_O21_a_stop_by_a_child_ends_even_if_closing_waits_for_the_child():
+async def test_O21_stop_in_a_child_task_ends_even_if_closing_waits_for_the_child():
     class Waiting(ConnectionManager[int]):
         @asynccontextmanager
         async def open_connection(self):
             async with anyio.create_task_group() as tg:
                 tg.start_soon(self.stop, 0.02)
                 yield 1
-                # and waits for its children
+                # leaving the task group waits for the child
 
     manager = Waiting()
-    with suppress(ConnectionStoppedError):  # if the child comes before the starter
+    with suppress(ConnectionStoppedError):  # if the child runs before start() returns
         await manager.start()
     await manager.wait_closed()
     assert manager.state is CLOSED
 
 
 @pytest.mark.parametrize("timeout", [0.02, None])
-async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_owner(timeout):
+async def test_O21_the_deadline_of_a_stop_in_a_child_task_outlives_the_child(timeout):
     cancelled = anyio.Event()
 
     class Hanging(ConnectionManager[anyio.Event]):
@@ -1192,7 +1195,7 @@ async def test_O21_a_child_whose_stop_is_cancelled_leaves_its_deadline_to_the_ow
     assert manager.state is CLOSED
 
 
-async def test_a_manager_started_inside_a_connection_may_not_wait_for_the_outer_one():
+async def test_two_managers_that_start_each_other_raise_instead_of_deadlocking():
     outer = Probe(name="outer")
     inner = Probe(outer.start, name="inner")
     outer.opening = inner.start
@@ -1201,7 +1204,7 @@ async def test_a_manager_started_inside_a_connection_may_not_wait_for_the_outer_
     await inner.stop()
 
 
-async def test_a_task_that_outlives_its_run_may_stop_and_start_the_next_one():
+async def test_a_task_that_outlives_its_run_can_start_and_stop_the_next_run():
     probe = Probe()
     contexts = []
     probe.opening = lambda: checkpoint_and_note(contexts)
@@ -1217,14 +1220,14 @@ async def test_a_task_that_outlives_its_run_may_stop_and_start_the_next_one():
 # Names, transitions and logs.
 
 
-async def test_the_owner_shows_by_name_among_the_tasks_of_the_loop():
+async def test_the_owner_task_is_named_after_its_manager():
     probe = Probe(name="redis")
     await probe.start()
     assert any("owner task of redis" in repr(task) for task in all_tasks())
     await probe.stop()
 
 
-async def test_transitions_are_logged_at_debug(caplog):
+async def test_state_transitions_are_logged_at_debug_level(caplog):
     probe = Probe()
     with caplog.at_level(logging.DEBUG, logger="ownertask"):
         async with probe:
@@ -1237,7 +1240,7 @@ async def test_transitions_are_logged_at_debug(caplog):
     ]
 
 
-async def test_a_dropped_manager_is_not_stopped_until_its_loop_ends():
+async def test_dropping_the_last_reference_to_a_manager_does_not_stop_it():
     closed = []
 
     async def note():
@@ -1255,7 +1258,7 @@ async def test_a_dropped_manager_is_not_stopped_until_its_loop_ends():
     await checkpoint()
 
 
-async def test_a_run_that_is_over_is_not_kept_alive_by_itself():
+async def test_a_stopped_manager_is_freed_without_garbage_collection():
     gc.collect()
     gc.disable()
     try:
@@ -1269,7 +1272,7 @@ async def test_a_run_that_is_over_is_not_kept_alive_by_itself():
         gc.enable()
 
 
-async def test_a_stop_that_is_refused_does_not_end_the_starts_that_are_queued():
+async def test_a_rejected_stop_does_not_end_waiting_starts():
     probe = Probe()
     stage = Stage()
 
@@ -1291,7 +1294,7 @@ async def test_a_stop_that_is_refused_does_not_end_the_starts_that_are_queued():
     await probe.stop()
 
 
-async def test_C7_start_and_stop_raced_many_times():
+async def test_C7_every_opened_connection_is_closed_when_start_and_stop_race():
     probe = Probe()
 
     async def start():
@@ -1313,7 +1316,7 @@ async def test_C7_start_and_stop_raced_many_times():
     assert probe.state is CLOSED
 
 
-async def test_an_idle_connection_costs_no_cpu():
+async def test_an_idle_connection_uses_no_cpu():
     probe = Probe()
     async with probe:
         before = time.process_time()

@@ -1,6 +1,6 @@
-"""The table of states, and the diagram that the documentation draws of it.
+"""Tests for the table of state transitions and its diagram in the documentation.
 
-Run as a program, it writes that into the page.
+Run this file as a program to update the diagram.
 """
 
 import re
@@ -18,7 +18,7 @@ def diagram():
     return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> NEW", *moves, "```"])
 
 
-def test_the_documentation_draws_the_table():
+def test_the_diagram_in_the_documentation_matches_the_table():
     assert diagram() in PAGE.read_text(), "python tests/test_state.py draws it anew"
 
 
