@@ -1,4 +1,4 @@
-"""Servers to run as subprocesses, well-behaved and other."""
+"""Servers that tests run as subprocesses, well-behaved and misbehaving."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ STUBBORN = stdio_server(HERE / "mcp" / "servers" / "stubborn.py")
 
 @contextmanager
 def http_process(transport):
-    """The SDK's server in a process of its own; yields that, and the URL."""
+    """Runs the server of the examples over HTTP in a subprocess; yields the process and the URL."""
     with subprocess.Popen(
         [sys.executable, HERE / "mcp" / "servers" / "over_http.py", transport],
         stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What callers of a manager may count on, whoever calls it from wherever."""
+"""Tests for the public contract of `ConnectionManager`, called from any task, thread or event loop."""
 
 import asyncio
 import copy
@@ -29,7 +29,7 @@ from ownertask import (
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
 
-async def test_a_connection_is_started_used_and_stopped_in_three_tasks():
+async def test_a_manager_can_be_started_used_and_stopped_in_three_different_tasks():
     probe = Probe()
     seen = []
 
@@ -44,11 +44,11 @@ async def test_a_connection_is_started_used_and_stopped_in_three_tasks():
             tg.start_soon(task)
     assert seen[0] is seen[1]
     assert probe.state is CLOSED
-    assert probe.entered == probe.exited  # in one task
+    assert probe.entered == probe.exited  # in the same task
 
 
 @pytest.mark.parametrize("order", ["fifo", "lifo", "at once"])
-async def test_five_connections_are_closed_in_any_order(order):
+async def test_five_connections_can_be_closed_in_any_order(order):
     probes = [Probe(name=str(number)) for number in range(5)]
     bystander_was_cancelled = False
 
@@ -78,7 +78,7 @@ async def test_five_connections_are_closed_in_any_order(order):
         bystanders.cancel_scope.cancel()
 
 
-async def test_two_starts_at_once_are_one_connection():
+async def test_concurrent_starts_share_one_connection():
     probe = Probe()
     connections = []
 
@@ -94,7 +94,7 @@ async def test_two_starts_at_once_are_one_connection():
     await probe.stop()
 
 
-async def test_O15_a_cancelled_start_does_not_disturb_another():
+async def test_O15_cancelling_one_start_does_not_affect_another():
     stage = Stage()
     probe = Probe(stage)
     connections = []
@@ -114,7 +114,7 @@ async def test_O15_a_cancelled_start_does_not_disturb_another():
     await probe.stop()
 
 
-async def test_O15_the_last_cancelled_start_ends_the_attempt_and_returns_when_the_owner_has_ended():
+async def test_O15_cancelling_the_only_start_cancels_the_attempt_and_waits_for_the_owner_task():
     stage = Stage()
     closed = []
 
@@ -139,7 +139,7 @@ async def test_O15_the_last_cancelled_start_ends_the_attempt_and_returns_when_th
     assert not probe.is_acquired
 
 
-async def test_O15_a_start_that_is_cancelled_in_the_tick_of_success_closes_what_it_never_got():
+async def test_O15_a_start_cancelled_just_as_the_connection_opens_closes_the_connection():
     scope = anyio.CancelScope()
 
     async def open_and_cancel():
@@ -154,7 +154,7 @@ async def test_O15_a_start_that_is_cancelled_in_the_tick_of_success_closes_what_
     assert not probe.is_acquired
 
 
-async def test_a_cancelled_start_leaves_a_connection_that_another_has_received():
+async def test_a_cancelled_start_does_not_close_a_connection_that_another_start_returned():
     scope = anyio.CancelScope()
     received = []
 
@@ -177,7 +177,7 @@ async def test_a_cancelled_start_leaves_a_connection_that_another_has_received()
     await probe.stop()
 
 
-async def test_a_start_in_a_cancelled_task_opens_nothing_that_stays():
+async def test_a_start_in_a_cancelled_task_leaves_no_open_connection():
     probe = Probe()
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -186,7 +186,7 @@ async def test_a_start_in_a_cancelled_task_opens_nothing_that_stays():
     assert not probe.is_acquired
 
 
-async def test_stop_in_any_state():
+async def test_stop_can_be_called_in_any_state():
     stage = Stage()
     probe = Probe(stage)
     await probe.stop()
@@ -202,7 +202,7 @@ async def test_stop_in_any_state():
     assert len(probe.exited) == 2
 
 
-async def test_O17_a_start_whose_run_is_stopped_says_so():
+async def test_O17_start_raises_if_stop_is_called_while_opening():
     stage = Stage()
     probe = Probe(stage)
     async with anyio.create_task_group() as tg:
@@ -220,7 +220,7 @@ async def test_O17_a_start_whose_run_is_stopped_says_so():
     assert probe.exception is None
 
 
-async def test_O17_a_start_whose_run_is_stopped_in_the_tick_of_success_says_so():
+async def test_O17_a_stop_just_as_the_connection_opens_leaves_nothing_open():
     probe = Probe()
 
     async def stop_soon():
@@ -233,13 +233,13 @@ async def test_O17_a_start_whose_run_is_stopped_in_the_tick_of_success_says_so()
             connection = await probe.start()
         except ConnectionStoppedError:
             pass
-        else:  # the start came first
+        else:  # start() returned before stop() was called
             assert connection is not None
     assert probe.state is CLOSED
     assert not probe.is_acquired
 
 
-async def test_C7_ten_stops_at_once_are_one():
+async def test_C7_ten_concurrent_stops_close_the_connection_once():
     stage = Stage()
     probe = Probe(closing=stage)
     await probe.start()
@@ -253,7 +253,7 @@ async def test_C7_ten_stops_at_once_are_one():
     assert len(probe.exited) == 1
 
 
-async def test_a_start_during_a_close_waits_for_its_end_and_opens_anew():
+async def test_a_start_while_closing_waits_and_then_opens_a_new_connection():
     stage = Stage()
     probe = Probe(closing=stage)
     first = await probe.start()
@@ -275,7 +275,7 @@ async def test_a_start_during_a_close_waits_for_its_end_and_opens_anew():
     await probe.stop()
 
 
-async def test_O18_a_stop_ends_the_starts_that_are_queued_behind_a_close():
+async def test_O18_a_second_stop_ends_a_start_that_is_waiting_for_the_close():
     stage = Stage()
     probe = Probe(closing=stage)
     await probe.start()
@@ -296,7 +296,7 @@ async def test_O18_a_stop_ends_the_starts_that_are_queued_behind_a_close():
     assert len(probe.entered) == 1
 
 
-async def test_a_queued_start_can_be_cancelled_and_can_run_out_of_patience():
+async def test_a_start_that_waits_for_a_close_can_be_cancelled_and_can_time_out():
     stage = Stage()
     probe = Probe(closing=stage)
     await probe.start()
@@ -315,7 +315,7 @@ async def test_a_queued_start_can_be_cancelled_and_can_run_out_of_patience():
     assert len(probe.entered) == 1
 
 
-async def test_O3_a_start_with_a_timeout_ends_the_attempt_and_says_so():
+async def test_O3_a_start_that_times_out_cancels_the_attempt_and_raises():
     probe = Probe(anyio.sleep_forever)
     with pytest.raises(StartTimeoutError, match=r"^probe: not connected after 0\.01 s$") as caught:
         await probe.start(timeout=0.01)
@@ -325,7 +325,7 @@ async def test_O3_a_start_with_a_timeout_ends_the_attempt_and_says_so():
     assert not probe.is_acquired
 
 
-async def test_O3_the_timeout_of_one_start_does_not_disturb_another():
+async def test_O3_a_start_that_times_out_does_not_affect_another():
     stage = Stage()
     probe = Probe(stage)
     connections = []
@@ -344,7 +344,7 @@ async def test_O3_the_timeout_of_one_start_does_not_disturb_another():
     await probe.stop()
 
 
-async def test_the_start_timeout_of_a_manager_bounds_the_attempt_for_all_who_wait():
+async def test_the_managers_start_timeout_applies_to_all_waiting_starts():
     probe = Probe(anyio.sleep_forever)
     probe.start_timeout = 0.02
     errors = []
@@ -363,7 +363,7 @@ async def test_the_start_timeout_of_a_manager_bounds_the_attempt_for_all_who_wai
     assert not probe.is_acquired
 
 
-async def test_a_start_timeout_does_not_close_what_was_opened_in_time():
+async def test_the_start_timeout_does_not_close_a_connection_that_opened_in_time():
     probe = Probe()
     probe.start_timeout = 0.02
     await probe.start()
@@ -372,7 +372,7 @@ async def test_a_start_timeout_does_not_close_what_was_opened_in_time():
     await probe.stop()
 
 
-async def test_an_opening_that_fails_while_its_time_runs_out_is_a_timeout_with_the_error_as_cause():
+async def test_an_error_raised_after_the_start_timeout_expires_becomes_the_cause_of_the_timeout_error():
     async def fail_when_cancelled():
         try:
             await anyio.sleep_forever()
@@ -386,7 +386,7 @@ async def test_an_opening_that_fails_while_its_time_runs_out_is_a_timeout_with_t
     assert isinstance(caught.value.__cause__, OSError)
 
 
-async def test_connection_can_be_read_if_and_only_if_it_is_open():
+async def test_connection_can_be_read_only_while_open():
     opening, closing = Stage(), Stage()
     probe = Probe(opening, closing)
     with pytest.raises(NotConnectedError, match="new"):
@@ -413,7 +413,7 @@ async def test_connection_can_be_read_if_and_only_if_it_is_open():
 
 
 @pytest.mark.parametrize("phase", ["opening", "closing"])
-async def test_reading_the_connection_of_a_failed_run_raises_its_failure_as_the_cause(phase):
+async def test_reading_the_connection_after_a_failed_run_raises_with_the_failure_as_the_cause(phase):
     failure = OSError("no")
     probe = Probe(**{phase: raises(failure)})
     with suppress(OSError):
@@ -424,7 +424,7 @@ async def test_reading_the_connection_of_a_failed_run_raises_its_failure_as_the_
     assert caught.value.__cause__ is failure is probe.exception
 
 
-async def test_wait_closed_is_about_the_run_that_is_alive_or_the_last_one():
+async def test_wait_closed_waits_for_the_current_run_or_reports_the_last_one():
     probe = Probe()
     await probe.wait_closed()
     await probe.start()
@@ -440,7 +440,7 @@ async def test_wait_closed_is_about_the_run_that_is_alive_or_the_last_one():
         await probe.wait_closed()
 
 
-async def test_a_cancelled_wait_closed_does_not_touch_the_connection():
+async def test_cancelling_wait_closed_does_not_affect_the_connection():
     probe = Probe()
     await probe.start()
     with anyio.move_on_after(0.01):
@@ -449,7 +449,7 @@ async def test_a_cancelled_wait_closed_does_not_touch_the_connection():
     await probe.stop()
 
 
-async def test_run_holds_a_connection_in_a_task_group():
+async def test_run_holds_the_connection_open_in_a_task_group():
     probe = Probe()
     async with anyio.create_task_group() as tg:
         connection = await tg.start(probe.run)
@@ -459,13 +459,13 @@ async def test_run_holds_a_connection_in_a_task_group():
         await probe.stop()
     assert probe.state is CLOSED
     async with anyio.create_task_group() as tg:
-        tg.start_soon(probe.run)  # no start() of a task group's, and a second run
+        tg.start_soon(probe.run)  # without tg.start(), and for a second run
         await wait_all_tasks_blocked()
         assert probe.state is OPEN
         await probe.stop()
 
 
-async def test_run_closes_when_it_is_cancelled_which_is_no_loss(caplog):
+async def test_cancelling_run_closes_the_connection_without_reporting_a_loss(caplog):
     probe = Probe()
     async with anyio.create_task_group() as tg:
         await tg.start(probe.run)
@@ -475,7 +475,7 @@ async def test_run_closes_when_it_is_cancelled_which_is_no_loss(caplog):
     assert not caplog.records
 
 
-async def test_run_raises_a_loss_into_the_group():
+async def test_run_raises_if_the_connection_is_lost():
     probe = Probe()
     with pytest.raises(ExceptionGroup) as caught:
         async with anyio.create_task_group() as tg:
@@ -486,7 +486,7 @@ async def test_run_raises_a_loss_into_the_group():
     assert str(loss.__cause__) == "gone"
 
 
-async def test_run_closes_when_the_group_does_not_want_the_connection():
+async def test_run_closes_the_connection_if_task_status_started_raises():
     class Unwilling:
         def started(self, value):
             raise LookupError("no")
@@ -497,7 +497,7 @@ async def test_run_closes_when_the_group_does_not_want_the_connection():
     assert probe.state is CLOSED
 
 
-async def test_C9_async_with_may_be_left_in_another_task_than_it_was_entered_in():
+async def test_C9_async_with_can_be_exited_in_another_task():
     probe = Probe()
     async with anyio.create_task_group() as tg:
         tg.start_soon(probe.__aenter__)
@@ -507,7 +507,7 @@ async def test_C9_async_with_may_be_left_in_another_task_than_it_was_entered_in(
     assert probe.state is CLOSED
 
 
-async def test_async_with_stops_what_it_has_started():
+async def test_async_with_stops_the_manager_and_cannot_be_nested():
     probe = Probe()
     async with probe as connection:
         assert connection is probe.connection
@@ -527,12 +527,12 @@ async def test_async_with_does_not_stop_a_later_run():
         await probe.stop()
         later = await probe.start()
     assert probe.connection is later
-    async with probe:  # that of the first block is over
+    async with probe:  # joins the later run and stops it
         pass
     assert probe.state is CLOSED
 
 
-async def test_of_two_that_enter_at_once_one_is_refused():
+async def test_only_one_of_two_concurrent_entries_succeeds():
     probe = Probe()
     outcomes = []
 
@@ -553,7 +553,7 @@ async def test_of_two_that_enter_at_once_one_is_refused():
     assert probe.state is CLOSED
 
 
-async def test_a_second_entry_is_refused_while_the_first_opens_anew():
+async def test_a_second_entry_is_refused_while_the_run_of_the_first_is_closing():
     closing = Stage()
     probe = Probe(closing=closing)
     async with anyio.create_task_group() as tg:
@@ -566,7 +566,7 @@ async def test_a_second_entry_is_refused_while_the_first_opens_anew():
         closing.let_go.set()
 
 
-async def test_leaving_a_block_whose_run_was_lost_does_not_stop_the_run_of_another():
+async def test_exiting_a_block_whose_connection_was_lost_does_not_stop_the_run_of_another_block():
     probe = Probe()
     entered, leave = anyio.Event(), anyio.Event()
 
@@ -590,7 +590,7 @@ async def test_leaving_a_block_whose_run_was_lost_does_not_stop_the_run_of_anoth
     assert not probe._life.entries
 
 
-async def test_a_refused_exit_can_be_done_again_where_it_belongs():
+async def test_a_block_can_still_be_exited_after_a_refused_exit():
     probe = Probe()
     await probe.__aenter__()
 
@@ -609,7 +609,7 @@ async def test_a_refused_exit_can_be_done_again_where_it_belongs():
     assert probe.state is CLOSED
 
 
-async def test_C8_every_method_is_refused_in_another_event_loop():
+async def test_C8_every_method_raises_in_another_event_loop():
     probe = Probe()
     await probe.start()
 
@@ -624,7 +624,7 @@ async def test_C8_every_method_is_refused_in_another_event_loop():
     await probe.stop()
 
 
-async def test_properties_and_connection_lost_may_be_used_in_any_thread():
+async def test_properties_and_connection_lost_can_be_used_from_any_thread():
     probe = Probe()
     await probe.start()
     seen = await anyio.to_thread.run_sync(lambda: (probe.state, probe.connection, probe.exception))
@@ -632,11 +632,11 @@ async def test_properties_and_connection_lost_may_be_used_in_any_thread():
     await anyio.to_thread.run_sync(probe.connection_lost, OSError("gone"))
     with pytest.raises(ConnectionLostError):
         await probe.wait_closed()
-    await anyio.to_thread.run_sync(probe.connection_lost)  # too late, and harmless
+    await anyio.to_thread.run_sync(probe.connection_lost)  # too late, so it does nothing
     assert str(probe.exception.__cause__) == "gone"
 
 
-async def test_a_manager_can_be_made_of_a_factory():
+async def test_from_factory_creates_a_manager_without_a_subclass():
     @asynccontextmanager
     async def numbers():
         yield 1
@@ -686,7 +686,7 @@ class Slotted(ForgetsSuper):
 
 
 @pytest.mark.parametrize("kind", [ForgetsSuper, Data, Frozen, Slotted])
-async def test_any_subclass_works_and_its_copies_are_new_and_have_the_configuration_only(kind):
+async def test_any_subclass_works_and_its_copies_are_new_and_keep_only_the_configuration(kind):
     manager = kind("redis://x")
     assert manager.name == kind.__name__
     async with manager:
@@ -699,18 +699,18 @@ async def test_any_subclass_works_and_its_copies_are_new_and_have_the_configurat
         assert manager.state is OPEN
 
 
-async def test_an_abstract_manager_cannot_be_made():
+async def test_the_abstract_base_class_cannot_be_instantiated():
     with pytest.raises(TypeError, match="open_connection"):
         ConnectionManager()
 
 
-async def test_the_repr_shows_name_and_state():
+async def test_repr_shows_the_name_and_the_state():
     probe = Probe(name="redis")
     assert repr(probe) == "<Probe 'redis' new>"
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, float("nan"), True, False, "1"])
-async def test_a_bad_timeout_is_refused_before_anything_is_opened(value):
+async def test_an_invalid_timeout_is_rejected_before_anything_is_opened(value):
     probe = Probe()
     kind = TypeError if isinstance(value, (bool, str)) else ValueError
     with pytest.raises(kind, match="^timeout must be"):
@@ -724,14 +724,14 @@ async def test_a_bad_timeout_is_refused_before_anything_is_opened(value):
     assert not probe.entered
 
 
-async def test_bad_arguments_are_refused():
+async def test_invalid_arguments_are_rejected():
     with pytest.raises(TypeError, match="name must be a string or None, not int"):
         Probe(name=1)
     with pytest.raises(TypeError, match="exc must be an exception or None, not str"):
         Probe().connection_lost("broken")
 
 
-async def test_an_open_connection_that_is_no_context_manager_is_explained():
+async def test_start_raises_a_helpful_error_if_open_connection_does_not_return_a_context_manager():
     class Forgotten(ConnectionManager[int]):
         async def open_connection(self):
             return 1
@@ -763,7 +763,7 @@ class Outer(ConnectionManager[object]):
             yield connection
 
 
-async def test_open_inner_puts_another_managers_connection_into_this_run():
+async def test_open_inner_opens_another_managers_connection_in_this_run():
     probe = Probe()
     outer = Outer(probe)
     for _ in range(2):
@@ -783,7 +783,7 @@ async def test_open_inner_puts_another_managers_connection_into_this_run():
             await outer.start()
 
 
-async def test_the_loss_of_an_inner_connection_is_that_of_the_outer_one():
+async def test_if_the_inner_connection_is_lost_so_is_the_outer_one():
     probe = Probe()
     outer = Outer(probe)
     await outer.start()
@@ -791,7 +791,7 @@ async def test_the_loss_of_an_inner_connection_is_that_of_the_outer_one():
     with pytest.raises(ConnectionLostError, match="outer") as caught:
         await outer.wait_closed()
     assert str(caught.value.__cause__) == "gone"
-    probe.connection_lost()  # nobody has borrowed it any more
+    probe.connection_lost()  # it is no longer lent, so this does nothing
     assert probe.state is NEW
 
 
@@ -804,12 +804,12 @@ def started_in_a_loop_that_is_closed():
     return outer, outer._life.run
 
 
-def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
+def test_C8_a_manager_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
     outer, abandoned = started_in_a_loop_that_is_closed()
 
     async def again():
         async with outer:
-            abandoned._coroutine.close()  # as the garbage collector does in the end
+            abandoned._coroutine.close()  # as the garbage collector would
             assert outer.inner._life.is_lent
 
     asyncio.run(again())
@@ -817,7 +817,7 @@ def test_C8_what_was_lent_to_a_run_whose_loop_was_closed_can_be_lent_again():
     _backend._event_loops.clear()
 
 
-def test_C8_a_loss_of_what_was_lent_to_a_run_whose_loop_was_closed_is_its_own():
+def test_C8_a_manager_lent_to_a_run_whose_loop_was_closed_can_report_its_own_loss():
     outer, abandoned = started_in_a_loop_that_is_closed()
 
     async def by_itself():
@@ -827,7 +827,7 @@ def test_C8_a_loss_of_what_was_lent_to_a_run_whose_loop_was_closed_is_its_own():
             await outer.inner.wait_closed()
 
     asyncio.run(by_itself())
-    abandoned._coroutine.close()  # as the garbage collector does in the end
+    abandoned._coroutine.close()  # as the garbage collector would
     _backend._event_loops.clear()
 
 
@@ -839,15 +839,15 @@ class HeldOpen:
         return None
 
 
-async def test_the_plain_form_opens_in_the_calling_task():
+async def test_calling_open_connection_directly_opens_the_connection_in_the_calling_task():
     outer = Outer(Probe())
     async with outer.open_connection() as connection:
         assert connection
-        outer.inner.connection_lost()  # there is no run to end
+        outer.inner.connection_lost()  # does nothing because there is no run
         assert outer.state is NEW
 
 
-async def test_the_owner_has_the_context_of_the_start_that_began_the_run():
+async def test_the_owner_task_runs_in_the_context_of_the_start_that_began_the_run():
     from contextvars import ContextVar
 
     tenant = ContextVar("tenant")
@@ -866,7 +866,7 @@ async def test_the_owner_has_the_context_of_the_start_that_began_the_run():
     assert seen == ["first", "first", "second", "second"]
 
 
-def test_C8_a_manager_works_in_one_loop_after_another(anyio_backend):
+def test_C8_a_manager_works_in_one_event_loop_after_another(anyio_backend):
     probe = Probe()
     name, options = anyio_backend
 
@@ -879,9 +879,9 @@ def test_C8_a_manager_works_in_one_loop_after_another(anyio_backend):
     assert len(probe.exited) == 2
 
 
-def test_C8_a_run_whose_loop_was_closed_is_over(caplog):
+def test_C8_a_run_counts_as_closed_once_its_event_loop_is_closed(caplog):
     class Held:
-        """Nothing in it awaits when it is left, so that it can be collected."""
+        """Awaits nothing on exit, so the garbage collector can close it."""
 
         async def __aenter__(self):
             return 1
@@ -900,7 +900,7 @@ def test_C8_a_run_whose_loop_was_closed_is_over(caplog):
     with pytest.raises(NotConnectedError):
         manager.connection  # noqa: B018
     manager.connection_lost()
-    manager._life.run._coroutine.close()  # as the garbage collector does in the end
+    manager._life.run._coroutine.close()  # as the garbage collector would
     assert manager.state is CLOSED
 
     async def go_on():
@@ -910,18 +910,18 @@ def test_C8_a_run_whose_loop_was_closed_is_over(caplog):
         await manager.stop()
 
     asyncio.run(go_on())
-    _backend._event_loops.clear()  # the only case in which an owner is left: its loop has died under it
+    _backend._event_loops.clear()  # a closed loop is the only case in which an owner task is left
     assert not caplog.records
 
 
-def test_O20_no_event_loop_at_all_is_an_error():
+def test_O20_start_raises_without_a_running_event_loop():
     probe = Probe()
     with pytest.raises(RuntimeError):
         probe.start().send(None)
     assert probe.state is NEW
 
 
-def test_in_a_forked_child_the_run_of_the_parent_is_over(monkeypatch):
+def test_in_a_forked_child_the_parents_run_counts_as_closed(monkeypatch):
     import os
 
     probe = Probe()
@@ -940,8 +940,8 @@ def test_in_a_forked_child_the_run_of_the_parent_is_over(monkeypatch):
     anyio.run(main)
 
 
-def test_threads_do_not_mix_up_their_loops():
-    """Two loops, two threads, one manager each, at the same time."""
+def test_two_threads_can_each_run_a_manager_in_their_own_event_loop():
+    """The barrier makes the two runs overlap."""
     barrier = threading.Barrier(2)
 
     def work():

@@ -1,12 +1,14 @@
-"""Holds a server in one of its phases, for a test that interrupts this process.
+"""Holds a server in one phase, for a test that interrupts this process.
 
-Usage: interrupted.py BACKEND PHASE. Prints the server's process id once it is in that phase, and
-`interrupted` for each interrupt that has arrived. In the phase `lingering` it closes until it has been
-sent two lines, and prints `at rest` when it waits for one.
+Usage: interrupted.py BACKEND PHASE
 
-It has no task but the main one. A second Ctrl-C is raised by asyncio wherever Python is at that
-moment, and nothing of asyncio's or anyio's survives that everywhere. trio does so with the first one
-already, unless it is the BACKEND `trio-at-checkpoints`; so on `trio` it prints when nothing runs.
+Prints the server's process id once the server is in that phase, and `interrupted` for each interrupt.
+In the phase `lingering`, closing waits for two lines on stdin, and `at rest` is printed before each.
+
+The program starts no tasks itself. asyncio raises a second Ctrl-C wherever Python is at that moment,
+and neither asyncio nor anyio survives that at every point. trio already does so with the first Ctrl-C,
+unless BACKEND is `trio-at-checkpoints`. On `trio`, the process id is therefore printed only when the
+event loop is idle.
 """
 
 import logging
@@ -41,7 +43,7 @@ def tell_when_at_rest():
 
 
 def server():
-    # trio starts a process in a thread, whose child it stays.
+    # trio starts a process in a thread, and Linux lists it as a child of that thread.
     files = Path("/proc/self/task").glob("*/children")
     (process_id,) = (child for file in files for child in file.read_text().split())
     return process_id
@@ -74,11 +76,11 @@ def linger():
 
 
 def wait_until_the_event_loop_rests():
-    """Its thread does not tell, so look, until it has been at the same place for some time."""
+    """Polls until the main thread was found waiting for events ten times in a row."""
     seen = 0
     while seen < 10:
         frame = sys._current_frames()[threading.main_thread().ident]
-        at_rest = frame.f_code.co_name in {"select", "get_events"}  # of asyncio and of trio
+        at_rest = frame.f_code.co_name in {"select", "get_events"}  # asyncio's and trio's
         seen = seen + 1 if at_rest else 0
         time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""P9: Ctrl-C in a real process, with a real server."""
+"""Tests for Ctrl-C in a real process with a real server (fault P9)."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def test_P9_ctrl_c_ends_the_program_and_the_server(backend, phase):
         process.send_signal(signal.SIGINT)
 
 
-def test_P9_a_second_ctrl_c_during_a_stop_ends_the_program_and_the_server(backend):
+def test_P9_a_second_ctrl_c_while_stopping_ends_the_program_and_the_server(backend):
     with program(backend, "lingering") as process:
         for _ in range(2):
             assert process.stdout.readline() == "at rest\n"

@@ -1,4 +1,4 @@
-"""Sessions on real servers, and why they could not be had."""
+"""Tests for sessions on real servers, and for the errors if a session cannot be opened."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def text(result):
 
 @kinds
 @pytest.mark.within(20)
-async def test_a_server_is_started_in_one_task_called_in_others_and_stopped_in_another(kind):
+async def test_a_session_can_be_started_used_and_stopped_in_different_tasks(kind):
     manager = kind(SDK)
     before = processes()
     sums = {}
@@ -69,7 +69,7 @@ async def test_a_server_is_started_in_one_task_called_in_others_and_stopped_in_a
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("order", ["fifo", "lifo", "at once"])
 @pytest.mark.within(30)
-async def test_five_sessions_are_closed_in_any_order(kind, order):
+async def test_five_sessions_can_be_closed_in_any_order(kind, order):
     managers = [kind(TINY) for _ in range(5)]
     before = processes()
     async with anyio.create_task_group() as tg:
@@ -89,7 +89,7 @@ async def test_five_sessions_are_closed_in_any_order(kind, order):
 
 @kinds
 @pytest.mark.within(20)
-async def test_a_session_can_be_started_again(kind):
+async def test_a_session_can_be_restarted(kind):
     manager = kind(StdioConnectionManager(TINY))
     ids = set()
     for _ in range(2):
@@ -99,14 +99,14 @@ async def test_a_session_can_be_started_again(kind):
 
 
 @kinds
-async def test_a_command_that_is_missing_is_said(kind):
+async def test_a_missing_command_raises_file_not_found_with_a_note_that_names_the_manager(kind):
     manager = kind(StdioServerParameters(command="ownertask-has-no-such-command"))
     with pytest.raises(FileNotFoundError) as caught:
         await manager.start()
     assert caught.value.__notes__ == [f"ownertask: raised by {manager.name} while opening"]
 
 
-# In fixtures: anyio's plugin does not survive everywhere that a test is skipped from within.
+# These are fixtures because anyio's pytest plugin can fail if an async test skips itself.
 @pytest.fixture
 def uvloop_only(request):
     if "[uvloop" not in request.node.name:
@@ -122,7 +122,7 @@ def closing_stdout_is_seen(request, how):
 @kinds
 @pytest.mark.parametrize("how", ["exits", "closes its stdout", "prints a traceback"])
 @pytest.mark.within(20)
-async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_why(
+async def test_O11_an_error_during_the_handshake_names_the_server_and_the_reason(
     kind, how, closing_stdout_is_seen
 ):
     code = {
@@ -150,7 +150,7 @@ async def test_O11_a_server_that_goes_while_it_is_started_is_named_and_has_said_
 
 @kinds
 @pytest.mark.within(20)
-async def test_O11_a_server_that_closes_its_stdout_alone_is_not_noticed_on_uvloop(kind, uvloop_only):
+async def test_O11_uvloop_does_not_detect_a_server_that_only_closes_its_stdout(kind, uvloop_only):
     with pytest.raises(StartTimeoutError):
         await kind(
             python_server("import os, sys; os.close(1); sys.stdin.read()"), start_timeout=1
@@ -181,7 +181,7 @@ async def test_calls_in_flight_fail_when_the_session_is_stopped(kind, timeout):
 @kinds
 @pytest.mark.parametrize("how", ["is killed", "exits with 0", "exits with 3"])
 @pytest.mark.within(20)
-async def test_P1_a_server_that_goes_is_a_loss_at_once_and_calls_in_flight_fail(kind, how):
+async def test_P1_when_the_server_exits_the_connection_is_lost_and_calls_in_flight_fail(kind, how):
     manager = kind(TINY)
     outcomes = []
 
@@ -211,12 +211,12 @@ async def test_P1_a_server_that_goes_is_a_loss_at_once_and_calls_in_flight_fail(
         manager.connection  # noqa: B018
     assert isinstance(caught.value.__cause__, EOFError)
     assert str(caught.value.__cause__) == "the server closed its stdout"
-    async with manager as session:  # and it can be started again
+    async with manager as session:  # the manager can be restarted
         assert text(await session.call_tool("process_id", {})) != str(process_id)
 
 
 @kinds
-async def test_P1_a_loss_carries_the_tail_of_stderr(kind, caplog):
+async def test_P1_a_connection_lost_error_has_the_stderr_tail_in_a_note(kind, caplog):
     code = (
         f"import sys; sys.path.insert(0, {str(SERVERS)!r})\n"
         "print('ready', file=sys.stderr, flush=True)\n"
@@ -235,7 +235,7 @@ async def test_P1_a_loss_carries_the_tail_of_stderr(kind, caplog):
 
 
 @kinds
-async def test_O13_banners_blank_lines_and_bad_bytes_on_stdout_do_not_hurt(kind):
+async def test_O13_banners_blank_lines_and_invalid_utf8_on_stdout_are_tolerated(kind):
     code = (
         f"import os, sys; sys.path.insert(0, {str(SERVERS)!r})\n"
         "os.write(1, b'Welcome!\\n\\n  \\n\\xff\\xfe caf\\xe9\\n{}\\n')\n"
@@ -249,7 +249,7 @@ async def test_O13_banners_blank_lines_and_bad_bytes_on_stdout_do_not_hurt(kind)
 @kinds
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
-async def test_P3_a_server_that_is_stopped_keeps_calls_to_their_timeouts_and_stop_works(kind):
+async def test_P3_calls_to_a_suspended_server_time_out_and_stop_still_works(kind):
     manager = kind(TINY, read_timeout_seconds=2)
     before = processes()
     session = await manager.start()
@@ -273,7 +273,7 @@ async def test_P3_a_server_that_is_stopped_keeps_calls_to_their_timeouts_and_sto
 @kinds
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
-async def test_O12_a_mute_server_is_a_timeout_and_is_gone(kind):
+async def test_O12_a_server_that_never_responds_causes_a_start_timeout_and_leaves_no_process(kind):
     manager = kind(MUTE, start_timeout=0.2)
     before = processes()
     with pytest.raises(StartTimeoutError, match=r"not connected after 0\.2 s"):
@@ -282,7 +282,7 @@ async def test_O12_a_mute_server_is_a_timeout_and_is_gone(kind):
 
 
 @kinds
-async def test_O4_a_refused_port_is_a_connect_error(kind):
+async def test_O4_a_refused_port_raises_a_connect_error(kind):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         manager = kind(f"http://user:s3cret@127.0.0.1:{unused.getsockname()[1]}/mcp?token=s3cret")
@@ -313,15 +313,15 @@ def http_server():
 @kinds
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
-# The SDK leaves its generator of server-sent events to the garbage collector, which trio tells.
+# The SDK leaves its generator of server-sent events to the garbage collector, and trio warns about it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_url_is_a_streamable_http_server(kind, http_server):
+async def test_a_url_is_opened_as_a_streamable_http_server(kind, http_server):
     async with kind(http_server) as session:
         assert text(await session.call_tool("add", {"a": 1, "b": 2})) == "3"
 
 
 @kinds
-async def test_a_transport_that_crashes_is_a_loss(kind):
+async def test_if_the_transport_crashes_the_connection_is_lost(kind):
     crash = anyio.Event()
 
     async def work():
@@ -347,7 +347,7 @@ async def test_a_transport_that_crashes_is_a_loss(kind):
 
 
 @kinds
-async def test_the_names_say_what_is_below(kind):
+async def test_the_default_name_shows_the_transport(kind):
     assert kind(TINY).name.startswith(f"{kind.__name__} on StdioConnectionManager(python")
     assert (
         kind("https://u:p@example.org/mcp?token=t#f").name
@@ -357,7 +357,7 @@ async def test_the_names_say_what_is_below(kind):
 
 
 @kinds
-async def test_what_the_sdk_takes_can_be_given(kind):
+async def test_sdk_options_are_accepted(kind):
     messages = []
 
     async def on_message(message):
@@ -371,14 +371,14 @@ async def test_what_the_sdk_takes_can_be_given(kind):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("seconds", [0.2, timedelta(seconds=0.2)])
-async def test_a_read_timeout_may_be_seconds_or_a_timedelta(seconds):
+async def test_the_read_timeout_can_be_seconds_or_a_timedelta(seconds):
     manager = SessionConnectionManager(MUTE, read_timeout_seconds=seconds)
     with pytest.raises(ERROR, match="Timed out|timed out"):
         await manager.start()
 
 
 @kinds
-async def test_what_the_installed_sdk_does_not_take_is_refused(kind):
+async def test_options_that_the_installed_sdk_does_not_accept_are_rejected(kind):
     for option in ("colour", "read_stream", "server"):
         with pytest.raises(TypeError, match=f"unexpected argument '{option}'.* accepts .*client_info"):
             kind(TINY, **{option: 1})
@@ -397,13 +397,13 @@ async def test_what_the_installed_sdk_does_not_take_is_refused(kind):
         ("http://", ValueError, "transport must be a URL that starts with http"),
     ],
 )
-def test_a_bad_transport_is_refused(kind, transport, error, match):
+def test_an_invalid_transport_is_rejected(kind, transport, error, match):
     with pytest.raises(error, match=match):
         kind(transport)
 
 
 @kinds
-def test_a_bad_start_timeout_is_refused(kind):
+def test_an_invalid_start_timeout_is_rejected(kind):
     with pytest.raises(ValueError, match="start_timeout must be"):
         kind(TINY, start_timeout=-1)
     assert kind(TINY, start_timeout=None).start_timeout is None
@@ -413,20 +413,20 @@ def test_a_bad_start_timeout_is_refused(kind):
 @only_2
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_the_mode_of_a_client_can_be_chosen(mode):
+async def test_the_mode_of_a_client_can_be_set(mode):
     async with ClientConnectionManager(SDK, mode=mode) as client:
         assert text(await client.call_tool("add", {"a": 1, "b": 2})) == "3"
         assert (client.protocol_version >= "2026") == (mode == "auto")
 
 
 @only_2
-def test_what_the_client_refuses_is_refused_before_anything_is_opened():
+def test_the_constructor_rejects_option_values_that_the_client_rejects():
     with pytest.raises(ValueError, match="mode must be"):
         ClientConnectionManager(TINY, mode="nonsense")
 
 
 @only_2
-def test_a_cache_is_told_the_url_as_its_target_without_credentials():
+def test_the_target_of_a_cache_is_the_url_without_credentials():
     cache = CacheConfig(store=InMemoryResponseCacheStore(), partition="tests")
     manager = ClientConnectionManager("http://u:p@example.org/mcp?q=1", cache=cache)
     assert manager.options["cache"].target_id == "http://example.org/mcp?q=1"
@@ -436,14 +436,14 @@ def test_a_cache_is_told_the_url_as_its_target_without_credentials():
 
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x has a Client")
-def test_without_a_client_in_the_sdk_the_manager_says_so():
+def test_client_connection_manager_raises_on_mcp_1():
     with pytest.raises(
         RuntimeError, match="requires mcp 2 or newer, but mcp 1.* SessionConnectionManager"
     ):
         ClientConnectionManager(TINY)
 
 
-async def test_the_transport_cannot_be_started_beside_its_session():
+async def test_the_transport_cannot_be_started_while_its_session_is_open():
     transport = StdioConnectionManager(TINY)
     async with SessionConnectionManager(transport):
         assert transport.state is ConnectionState.NEW

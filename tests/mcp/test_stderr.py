@@ -1,4 +1,4 @@
-"""Where the stderr of a server goes, and what is kept of it."""
+"""Tests for a server's stderr: where it is written, and how much of it is kept."""
 
 import io
 import sys
@@ -21,7 +21,7 @@ SAYS_HELLO_TWICE = python_server(
 
 
 class Log:
-    """Has a write() and nothing else; `seen` waits for a text."""
+    """A minimal `errlog`: it only has `write()`. `seen()` waits until a given text was written."""
 
     def __init__(self):
         self.text = ""
@@ -37,7 +37,7 @@ class Log:
             await self.written.wait()
 
 
-async def test_it_arrives_as_it_is_written_in_whatever_has_a_write():
+async def test_stderr_arrives_as_it_is_written_in_any_object_with_a_write_method():
     log = Log()
     manager = StdioConnectionManager(SAYS_HELLO, log)
     async with manager:
@@ -47,7 +47,7 @@ async def test_it_arrives_as_it_is_written_in_whatever_has_a_write():
 
 
 @pytest.mark.parametrize("kind", ["StringIO", "file"])
-async def test_it_goes_to_a_stream_with_or_without_a_descriptor_and_is_flushed(kind, tmp_path):
+async def test_stderr_is_written_and_flushed_to_a_file_or_a_string_io(kind, tmp_path):
     path = tmp_path / "errors"
     with io.StringIO() if kind == "StringIO" else path.open("w") as errlog:
         async with StdioConnectionManager(SAYS_HELLO, errlog):
@@ -55,7 +55,7 @@ async def test_it_goes_to_a_stream_with_or_without_a_descriptor_and_is_flushed(k
         assert (errlog.getvalue() if kind == "StringIO" else path.read_text()) == "hello\n"
 
 
-async def test_without_an_errlog_it_goes_to_sys_stderr_as_it_is_at_the_start(monkeypatch):
+async def test_without_an_errlog_sys_stderr_is_looked_up_at_each_start(monkeypatch):
     manager = StdioConnectionManager(SAYS_HELLO)
     for stream in (io.StringIO(), io.StringIO()):
         with monkeypatch.context() as patch:
@@ -65,8 +65,8 @@ async def test_without_an_errlog_it_goes_to_sys_stderr_as_it_is_at_the_start(mon
         assert stream.getvalue() == "hello\n"
 
 
-async def test_there_may_be_no_sys_stderr_at_all(monkeypatch):
-    """As under pythonw."""
+async def test_sys_stderr_may_be_none(monkeypatch):
+    """Under pythonw, for example, it is `None`."""
     manager = StdioConnectionManager(SAYS_HELLO)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", None)
@@ -76,12 +76,14 @@ async def test_there_may_be_no_sys_stderr_at_all(monkeypatch):
 
 
 @pytest.mark.parametrize("errlog", [1, "path", io.BytesIO(), object()])
-def test_an_errlog_that_takes_no_text_is_refused(errlog):
-    with pytest.raises(TypeError, match=r"errlog must be None or an object whose write\(\) method accepts text"):
+def test_an_errlog_that_does_not_accept_text_is_rejected(errlog):
+    with pytest.raises(
+        TypeError, match=r"errlog must be None or an object whose write\(\) method accepts text"
+    ):
         StdioConnectionManager(TINY, errlog)
 
 
-async def test_an_errlog_that_fails_is_logged_once_and_hurts_nobody(caplog):
+async def test_an_error_in_errlog_is_logged_once_and_does_not_affect_the_connection(caplog):
     class Broken:
         def write(self, text):
             raise OSError("disk full")
@@ -99,7 +101,7 @@ async def test_an_errlog_that_fails_is_logged_once_and_hurts_nobody(caplog):
 
 
 @pytest.mark.within(30)
-async def test_P12_ten_megabytes_in_a_burst_block_nobody_and_the_tail_is_right():
+async def test_P12_a_burst_of_ten_megabytes_blocks_nothing_and_the_tail_is_correct():
     code = (
         "import sys\n"
         "for n in range(100_000): sys.stderr.write(f'{n:099}\\n')\n"
@@ -108,14 +110,14 @@ async def test_P12_ten_megabytes_in_a_burst_block_nobody_and_the_tail_is_right()
     errlog = io.StringIO()
     manager = StdioConnectionManager(python_server(code), errlog)
     async with manager as (reader, _):
-        assert isinstance(await reader.receive(), Exception)  # the server has got rid of all of it
+        assert isinstance(await reader.receive(), Exception)  # printed after all of the stderr
     assert len(errlog.getvalue()) == 10_000_000
     lines = manager.stderr_tail.splitlines()
     assert lines == [f"{number:099}" for number in range(100_000 - len(lines), 100_000)]
     assert TAIL_BYTES - 100 < len(manager.stderr_tail) <= TAIL_BYTES
 
 
-async def test_P12_bytes_that_are_no_text_are_replaced():
+async def test_P12_invalid_utf8_is_replaced():
     code = (
         "import os, sys; os.write(2, b'\\xff\\xc3'); os.write(2, b'\\xa4 \\xe2\\x82'); sys.stdin.read()"
     )
@@ -129,7 +131,7 @@ async def test_P12_bytes_that_are_no_text_are_replaced():
 
 @pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x kills at once what is ended by force")
 @pytest.mark.within(20)
-async def test_a_server_that_is_ended_by_force_is_heard_to_its_end():
+async def test_all_of_stderr_is_read_after_a_forced_stop():
     code = (
         "import sys\n"
         "print('ready', file=sys.stderr, flush=True)\n"
@@ -145,7 +147,7 @@ async def test_a_server_that_is_ended_by_force_is_heard_to_its_end():
     assert manager.stderr_tail.endswith(f"{1999:099}\nbye\n")
 
 
-async def test_what_was_written_at_the_very_end_is_read():
+async def test_text_written_at_the_very_end_is_read():
     tail, errlog = StderrTail(), io.StringIO()
     async with piped_stderr("a server", errlog, tail) as file:
         file.write("hello")
@@ -153,7 +155,7 @@ async def test_what_was_written_at_the_very_end_is_read():
     assert str(tail) == errlog.getvalue() == "hello"
 
 
-async def test_what_was_written_before_an_error_is_read():
+async def test_text_written_before_an_error_is_read():
     tail = StderrTail()
     with pytest.RaisesGroup(LookupError):
         async with piped_stderr("a server", None, tail) as file:
@@ -166,7 +168,7 @@ async def test_what_was_written_before_an_error_is_read():
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("whose", ["the manager's", "the caller's"])
 @pytest.mark.within(20)
-async def test_O12_the_tail_is_noted_on_a_start_that_ran_out_of_time(whose):
+async def test_O12_a_start_timeout_error_has_the_stderr_tail_in_a_note(whose):
     bound = 2.0
     manager = SessionConnectionManager(
         SAYS_HELLO, start_timeout=bound if whose == "the manager's" else 60
@@ -176,16 +178,16 @@ async def test_O12_the_tail_is_noted_on_a_start_that_ran_out_of_time(whose):
     assert caught.value.__notes__ == ["the server's stderr ended with:\nhello\n"]
 
 
-def test_the_tail_begins_with_a_line_and_is_bounded():
+def test_the_tail_starts_at_the_beginning_of_a_line_and_is_bounded():
     tail = StderrTail()
     assert not str(tail)
     tail.feed(b"a" * TAIL_BYTES)
     assert str(tail) == "a" * TAIL_BYTES
     tail.feed(b"b")
-    assert str(tail) == "a" * (TAIL_BYTES - 1) + "b"  # one line, too long for it
+    assert str(tail) == "a" * (TAIL_BYTES - 1) + "b"  # a single line longer than the bound
     tail.feed(b"\nsecond\nthird")
     assert str(tail) == "second\nthird"
 
 
-def test_what_is_kept_is_said_in_the_docstring():
+def test_the_docstring_states_the_size_of_the_tail():
     assert str(TAIL_BYTES) in StdioConnectionManager.stderr_tail.__doc__

@@ -1,4 +1,4 @@
-"""A server as a subprocess: what starts it, what ends it, and what is said of it."""
+"""Tests for stdio servers: starting and stopping them, and reporting their errors."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ def processes():
     return {resource for resource in resources() if resource.startswith("process")}
 
 
-async def test_the_connection_is_the_pair_of_streams():
+async def test_the_connection_is_a_pair_of_streams():
     manager = StdioConnectionManager(TINY)
     assert manager.get_streams() is None
     async with manager as streams:
@@ -38,7 +38,7 @@ async def test_the_connection_is_the_pair_of_streams():
 
 @slow
 @pytest.mark.within(20)
-async def test_C4_a_server_that_ignores_everything_is_gone_when_stop_returns():
+async def test_C4_a_server_that_ignores_eof_and_sigterm_is_gone_when_stop_returns():
     manager = StdioConnectionManager(STUBBORN)
     before = processes()
     await manager.start()
@@ -51,7 +51,7 @@ async def test_C4_a_server_that_ignores_everything_is_gone_when_stop_returns():
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.within(20)
-async def test_P7_a_native_cancel_of_the_owner_leaves_no_process(times):
+async def test_P7_a_native_cancel_of_the_owner_task_leaves_no_process(times):
     import asyncio
 
     manager = StdioConnectionManager(STUBBORN)
@@ -78,8 +78,8 @@ async def test_P7_a_native_cancel_of_the_owner_leaves_no_process(times):
         ),
     ],
 )
-@pytest.mark.within(30)  # one after the other they would take more than that
-async def test_C4_ten_servers_that_will_not_end_are_ended_at_once_and_together(server):
+@pytest.mark.within(30)  # stopping them one by one would take longer
+async def test_C4_ten_servers_that_do_not_exit_can_be_stopped_concurrently(server):
     managers = [StdioConnectionManager(server) for _ in range(10)]
     before = processes()
     async with anyio.create_task_group() as tg:
@@ -98,10 +98,11 @@ async def test_C4_ten_servers_that_will_not_end_are_ended_at_once_and_together(s
 @pytest.mark.parametrize("holds", ["nothing", "the pipes"])
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.within(20)
-# With the lowest anyio, asyncio leaves a pipe whose other end is open to the garbage collector.
+# With the oldest supported anyio, asyncio leaves a pipe to the garbage collector if its other end is
+# still open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_P10_a_process_that_the_server_has_started_and_that_outlives_it_is_left_alone(holds, how):
-    """What both lines of the SDK do with it, and what can be noticed of the server's death."""
+async def test_P10_a_child_process_that_outlives_the_server_is_left_running(holds, how):
+    """mcp 1.x and 2.x do the same. If the child holds the pipes, the server's death is not detected."""
     pipes = "" if holds == "the pipes" else ", **dict.fromkeys(['stdin', 'stdout', 'stderr'], -3)"
     server = python_server(
         "import os, subprocess, sys\n"
@@ -152,12 +153,12 @@ class Pids:
     ],
 )
 @pytest.mark.within(30)
-async def test_O12_a_server_that_says_nothing_of_use_is_a_timeout(code):
-    """It stops after eight megabytes: the time that the SDK takes for a line grows with its square."""
+async def test_O12_a_server_that_sends_no_valid_message_causes_a_start_timeout(code):
+    """The output ends after 8 MB because the SDK needs quadratic time to read a long line."""
     code += "\nimport time; time.sleep(600)"
     manager = SessionConnectionManager(python_server(code), start_timeout=0.5)
     before = processes()
-    logging.getLogger("mcp.client.stdio").setLevel(logging.CRITICAL)  # each line would be logged
+    logging.getLogger("mcp.client.stdio").setLevel(logging.CRITICAL)  # it would log every line
     try:
         with pytest.raises(StartTimeoutError):
             await manager.start()
@@ -166,7 +167,7 @@ async def test_O12_a_server_that_says_nothing_of_use_is_a_timeout(code):
     assert processes() == before
 
 
-async def test_the_server_gets_the_safe_variables_and_its_own_and_no_others(monkeypatch):
+async def test_the_server_gets_only_the_safe_variables_and_those_in_env(monkeypatch):
     monkeypatch.setenv("OWNERTASK_TESTS_TOKEN", "s3cret")
     server = python_server("import os, sys; print(*os.environ, file=sys.stderr); sys.stdin.read()")
     server.env = {"OF_ITS_OWN": "1"}
@@ -178,7 +179,7 @@ async def test_the_server_gets_the_safe_variables_and_its_own_and_no_others(monk
     assert "OWNERTASK_TESTS_TOKEN" not in names
 
 
-async def test_O13_an_error_handler_of_the_users_choice_is_kept():
+async def test_O13_an_encoding_error_handler_set_by_the_user_is_kept():
     server = python_server("import os, sys; os.write(1, b'\\xff\\n'); sys.stdin.read()")
     for handler, seen in ((None, "\ufffd"), ("replace", "\ufffd"), ("ignore", "")):
         if handler is not None:
@@ -186,11 +187,11 @@ async def test_O13_an_error_handler_of_the_users_choice_is_kept():
         async with StdioConnectionManager(server) as (reader, _):
             error = await reader.receive()
         assert error.errors()[0]["input"] == seen
-    assert "encoding_error_handler" not in TINY.model_fields_set  # the user's object is not touched
+    assert "encoding_error_handler" not in TINY.model_fields_set  # the user's object is not modified
 
 
 @pytest.mark.within(20)
-async def test_O17_a_stop_while_the_server_is_being_spawned_leaves_no_process():
+async def test_O17_a_stop_while_the_server_process_is_starting_leaves_no_process():
     manager = StdioConnectionManager(STUBBORN)
     before = processes()
 
@@ -207,7 +208,7 @@ async def test_O17_a_stop_while_the_server_is_being_spawned_leaves_no_process():
             assert processes() == before
 
 
-def test_P8_a_loop_that_ends_ends_the_server(anyio_backend_name):
+def test_P8_the_end_of_the_event_loop_ends_the_server(anyio_backend_name):
     manager = StdioConnectionManager(MUTE)
     before = processes()
     anyio.run(manager.start, backend=anyio_backend_name)
@@ -216,7 +217,7 @@ def test_P8_a_loop_that_ends_ends_the_server(anyio_backend_name):
 
 
 @pytest.mark.parametrize("anyio_backend_name", ["asyncio", "trio"])
-def test_a_server_can_be_started_in_one_run_after_another(anyio_backend_name):
+def test_a_server_can_be_started_in_one_event_loop_after_another(anyio_backend_name):
     manager = StdioConnectionManager(TINY)
 
     async def cycle():
@@ -235,7 +236,7 @@ def test_a_server_can_be_started_in_one_run_after_another(anyio_backend_name):
         (StdioServerParameters(command=sys.executable, cwd="/no/such/folder"), FileNotFoundError),
     ],
 )
-async def test_O10_a_server_that_cannot_be_started_raises_why(server_params, error):
+async def test_O10_start_raises_the_os_error_if_the_server_cannot_be_started(server_params, error):
     manager = StdioConnectionManager(server_params)
     before = processes()
     with pytest.raises(error):
@@ -243,7 +244,7 @@ async def test_O10_a_server_that_cannot_be_started_raises_why(server_params, err
     assert processes() == before
 
 
-def test_O10_bad_input_is_refused_before_anything_is_started():
+def test_O10_the_constructor_rejects_invalid_arguments():
     with pytest.raises(TypeError, match="server_params must be StdioServerParameters, not str"):
         StdioConnectionManager("python")
     for command in ("", "  "):
@@ -270,13 +271,13 @@ def test_O10_bad_input_is_refused_before_anything_is_started():
         ("server --token=s3cret", "server"),
     ],
 )
-def test_the_default_name_is_the_base_name_of_the_command(command, name):
+def test_the_default_name_shows_only_the_base_name_of_the_command(command, name):
     manager = StdioConnectionManager(StdioServerParameters(command=command))
     assert manager.name == f"StdioConnectionManager({name})"
     assert StdioConnectionManager(TINY, name="files").name == "files"
 
 
-async def test_no_argument_and_no_environment_value_is_shown_anywhere(caplog):
+async def test_arguments_and_environment_values_never_appear_in_names_errors_or_logs(caplog):
     secret = "s3cret"
     server_params = StdioServerParameters(
         command=sys.executable,
@@ -296,8 +297,8 @@ async def test_no_argument_and_no_environment_value_is_shown_anywhere(caplog):
     assert secret not in caplog.text
 
 
-async def test_O11_writing_to_a_server_that_has_gone_says_that_the_connection_is_closed(monkeypatch):
-    """A race that the SDK's 1.x loses now and then, made certain."""
+async def test_O11_writing_to_a_server_that_exited_is_reported_as_connection_closed(monkeypatch):
+    """Forces a race condition that occasionally occurs in mcp 1.x."""
 
     @asynccontextmanager
     async def stdio_client(server, errlog):
@@ -315,8 +316,8 @@ async def test_O11_writing_to_a_server_that_has_gone_says_that_the_connection_is
     assert type(caught.value.__cause__).__module__ == "mcp.shared.exceptions"
 
 
-async def test_a_server_that_has_ended_before_it_was_killed_is_closed_without_an_error(monkeypatch):
-    """Another such race."""
+async def test_killing_a_server_that_already_exited_is_not_an_error(monkeypatch):
+    """Forces another race condition of mcp 1.x."""
 
     @asynccontextmanager
     async def stdio_client(server, errlog):
@@ -331,6 +332,6 @@ async def test_a_server_that_has_ended_before_it_was_killed_is_closed_without_an
     await manager.start()
     await manager.stop(timeout=0)
     assert manager.state is ConnectionState.CLOSED
-    with pytest.raises(ExceptionGroup):  # not what happens to the user's own processes
+    with pytest.raises(ExceptionGroup):  # the same error from the user's code still propagates
         async with manager.open_connection():
             os.kill(2**22 + 1, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Who reads a stream notices its end, and finds on it all that the SDK's own has."""
+"""Tests for watched streams, which report their end and otherwise act like the SDK's streams."""
 
 import anyio
 import pytest
@@ -23,7 +23,7 @@ def stream_of(*messages):
     return receiver
 
 
-async def test_the_end_is_told_when_it_is_read_by_iteration_and_by_receive():
+async def test_iteration_and_receive_call_on_end_when_they_reach_the_end():
     ends = Ends()
     reader, writer = watched((stream_of(1, 2), "writer"), ends)
     assert writer == "writer"
@@ -38,7 +38,7 @@ async def test_the_end_is_told_when_it_is_read_by_iteration_and_by_receive():
 
 
 @pytest.mark.parametrize("way", ["receive", "iterate"])
-async def test_the_end_and_an_exception_in_place_of_a_message_are_told_once_they_are_read(way):
+async def test_callbacks_are_called_when_an_exception_or_the_end_is_read(way):
     writer, reader = anyio.create_memory_object_stream(5)
     told = []
     async with writer:
@@ -60,7 +60,7 @@ async def test_the_end_and_an_exception_in_place_of_a_message_are_told_once_they
         await reader.receive()
 
 
-async def test_messages_and_exceptions_are_not_touched():
+async def test_messages_and_exceptions_are_passed_on_unchanged():
     ends, error = Ends(), ValueError("no JSON")
     reader, _ = watched((stream_of(error, 2), None), ends)
     assert await reader.receive() is error
@@ -69,7 +69,7 @@ async def test_messages_and_exceptions_are_not_touched():
     assert ends.count == 0
 
 
-async def test_what_else_a_stream_has_is_there():
+async def test_other_attributes_of_the_stream_are_available():
     class Stream:
         last_context = None
 
@@ -87,7 +87,7 @@ async def test_what_else_a_stream_has_is_there():
     await reader.aclose()
 
 
-async def test_a_fact_is_noted_on_what_the_run_fails_with_once_and_on_no_later_one():
+async def test_a_fact_is_added_once_as_a_note_to_the_error_of_its_run():
     class Knowing(ConnectionManager[int]):
         def open_connection(self):
             return self

@@ -1,4 +1,4 @@
-"""Neither reads nor answers."""
+"""A server that neither reads nor responds."""
 
 import time
 

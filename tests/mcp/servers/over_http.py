@@ -1,6 +1,6 @@
-"""The server of the examples on HTTP, by the transport that is named, on any port.
+"""Runs the server of the examples over HTTP, on a free port.
 
-It has one tool more, which tells of its progress again and again, and never answers.
+Usage: over_http.py TRANSPORT. It has one additional tool, which reports progress forever.
 """
 
 import sys
@@ -21,13 +21,13 @@ async def report_progress(ctx):
     if not hasattr(server.settings, "port"):
         await ctx.report_progress(1)
     elif (meta := ctx.request_context.meta) is not None and (token := meta.progressToken) is not None:
-        # On 1.x report_progress() sends it on the stream of a GET, which may not be there yet.
+        # On 1.x report_progress() uses the stream of the GET request, which may not be open yet.
         await ctx.session.send_progress_notification(token, 1, related_request_id=ctx.request_id)
 
 
 @server.tool()
 async def wait(ctx: Context) -> str:
-    while True:  # the first may come too early for the stream that it belongs into
+    while True:  # the first report may be sent before its stream is open
         await report_progress(ctx)
         await anyio.sleep(0.05)
 

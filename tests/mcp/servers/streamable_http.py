@@ -1,4 +1,4 @@
-"""The server of the examples, on streamable HTTP on the port that is given."""
+"""Runs the server of the examples over streamable HTTP. Usage: streamable_http.py PORT."""
 
 import sys
 from pathlib import Path

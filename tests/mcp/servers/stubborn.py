@@ -1,4 +1,4 @@
-"""The tiny server, ignoring both the end of its input and SIGTERM."""
+"""The tiny server, except that it ignores both the end of its stdin and SIGTERM."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""A server that speaks just enough of the protocol, and starts thirty times faster than the SDK's."""
+"""A server that implements just enough of the protocol, and starts much faster than the SDK's."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 def answer(method, params):
-    """The result; without one, the method is unknown, and there is no answer to an empty one."""
+    """Returns the result: `None` if the method is unknown, `{}` if no response is to be sent."""
     tool = params.get("name") if method == "tools/call" else None
     if method == "initialize":
         return {

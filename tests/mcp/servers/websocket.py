@@ -1,7 +1,7 @@
-"""The server of the examples, over WebSockets. Usage: websocket.py KIND; prints its port.
+"""Runs the server of the examples over WebSockets and prints its port. Usage: websocket.py KIND.
 
-KIND says who serves: `websockets` the library, `uvicorn` a Starlette application, or `sdk` that of mcp
-1.x. What is between the socket and the server is written twice here, for the first two.
+KIND is `websockets` (the library), `uvicorn` (a Starlette application) or `sdk` (the application of
+mcp 1.x). The first two use `streams_of()` between the socket and the server.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""Says back what it is told; on the port that is given, or any; prints it."""
+"""Echoes every message. Listens on the given port, or on a free one, and prints it."""
 
 import asyncio
 import sys
