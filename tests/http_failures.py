@@ -1,7 +1,7 @@
-"""How opening a session over HTTP can fail, what is caught then, and what it says.
+"""The ways in which opening a session over HTTP can fail, and the error that each one raises.
 
-Run as a program, it writes the table in `docs/reference/failures.md`, of which it fills in the column of
-the installed SDK.
+Run as a program, it updates the tables in `docs/reference/failures.md`. It fills in the column of the
+installed SDK.
 """
 
 import re
@@ -104,7 +104,10 @@ async def unknown_certificate(answer):
 
 
 def ssl_context():
-    """Of a server with a certificate that nobody has signed. Made anew, so that no key is kept."""
+    """Returns a server context with a self-signed certificate.
+
+    Each call generates a new key, so no key is stored in the repository.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -138,12 +141,12 @@ def ssl_context():
 
 
 ANY = {
-    "nobody listens on the port": (refused_port, None),
-    "the host is unknown": (unknown_host, None),
-    "`https` to a server without TLS": (wrong_scheme, None),
-    "a certificate that is not trusted": (unknown_certificate, None),
-    "the server hangs up": (http_server, hang_up),
-    "the server never answers": (http_server, silent),
+    "nothing is listening on the port": (refused_port, None),
+    "the host name cannot be resolved": (unknown_host, None),
+    "an `https` URL for a server without TLS": (wrong_scheme, None),
+    "an untrusted certificate": (unknown_certificate, None),
+    "the server closes the connection without responding": (http_server, hang_up),
+    "the server never responds": (http_server, silent),
     "401": (http_server, status("401 Unauthorized", www_authenticate=f'Bearer realm="{SECRET}"')),
     "403": (http_server, status("403 Forbidden")),
     "404": (http_server, status("404 Not Found")),
@@ -153,20 +156,20 @@ ANY = {
         http_server,
         status("307 Temporary Redirect", location=f"http://example.org/mcp?token={SECRET}"),
     ),
-    "a page instead of an answer": (http_server, body(b"<html>", "text/html")),
-    "an empty stream of events": (http_server, end_events),
+    "an HTML page instead of an MCP response": (http_server, body(b"<html>", "text/html")),
+    "an empty event stream": (http_server, end_events),
 }
 CASES = {
     "streamable HTTP": {
         **ANY,
-        "broken JSON": (http_server, body(b'{"jsonrpc"', "application/json")),
-        "202 to a request": (http_server, status("202 Accepted")),
+        "invalid JSON": (http_server, body(b'{"jsonrpc"', "application/json")),
+        "202 Accepted in response to a request": (http_server, status("202 Accepted")),
     },
     "SSE": {
         **ANY,
         "no `endpoint` event": (http_server, no_endpoint),
-        "an `endpoint` on another origin": (http_server, foreign_endpoint),
-        "403 to a message": (http_server, refuse_messages),
+        "an `endpoint` event with a different origin": (http_server, foreign_endpoint),
+        "403 in response to a message": (http_server, refuse_messages),
     },
 }
 MANAGERS = {"streamable HTTP": StreamableHttpConnectionManager, "SSE": SseConnectionManager}
@@ -174,19 +177,19 @@ MANAGERS = {"streamable HTTP": StreamableHttpConnectionManager, "SSE": SseConnec
 
 @asynccontextmanager
 async def failing(transport, case, kind=SessionConnectionManager, start_timeout=START_TIMEOUT):
-    """A manager that cannot be started, for that reason, and with secrets wherever one can be."""
+    """Yields a manager that fails to start in the given way. Its URL and headers contain secrets."""
     server, answer = CASES[transport][case]
     async with server(answer) as origin:
         url = origin.replace("://", f"://{SECRET}:{SECRET}@") + f"/mcp?token={SECRET}"
         headers = {"X-Key": SECRET}
-        if case != "401":  # else the user-info is what is refused
+        if case != "401":  # the 401 case refuses the user-info in the URL
             headers["Authorization"] = f"Bearer {SECRET}"
         inner = MANAGERS[transport](url, headers)
         yield kind(inner, start_timeout=start_timeout)
 
 
 def described(error, manager):
-    """What was caught, without what differs from run to run."""
+    """Returns the error as the table shows it, without the details that vary between runs."""
     facts = [
         note for note in getattr(error, "__notes__", ()) if not note.startswith("ownertask: raised by")
     ]
@@ -211,7 +214,7 @@ async def run_all():
 
 
 def rows(page):
-    """What the page says, by transport and case: what is caught on mcp 2.x, and on 1.x."""
+    """Returns the table cells for mcp 2.x and 1.x on the page, by transport and case."""
     found = {}
     transport = None
     for line in page.splitlines():
@@ -226,7 +229,7 @@ def rows(page):
 
 def table(transport, found):
     lines = [f"| {case} | " + " | ".join(found[transport, case]) + " |" for case in CASES[transport]]
-    return "\n".join(["| what happens | mcp 2.x | mcp 1.x |", "|---|---|---|", *lines])
+    return "\n".join(["| failure | mcp 2.x | mcp 1.x |", "|---|---|---|", *lines])
 
 
 async def write():

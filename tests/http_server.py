@@ -1,4 +1,4 @@
-"""An HTTP server that does as it is told, in the test's own loop; most of all, badly."""
+"""A scripted HTTP server that runs in the test's event loop. Most scripts misbehave."""
 
 import json
 from contextlib import asynccontextmanager
@@ -31,7 +31,7 @@ class Request:
         await self.stream.send("\r\n".join([*lines, "", ""]).encode() + body)
 
     async def begin_events(self, **headers):
-        """Answers with a stream of events that ends when the connection does."""
+        """Starts a response with an event stream, which ends when the connection is closed."""
         lines = ["HTTP/1.1 200 OK", "content-type: text/event-stream", "connection: close"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         await self.stream.send("\r\n".join([*lines, "", ""]).encode())
@@ -54,7 +54,7 @@ async def read_request(stream):
 
 @asynccontextmanager
 async def tcp_server(serve, ssl_context=None):
-    """Yields the port. `serve(stream)` need not mind that the other side ends a connection."""
+    """Yields the port. Errors that `serve(stream)` raises because the peer disconnected are ignored."""
 
     async def serve_one(stream):
         try:
@@ -86,7 +86,7 @@ class _TLSListener(TLSListener):
 
 @asynccontextmanager
 async def http_server(answer, ssl_context=None):
-    """Yields the server's URL. `answer(request)` may close the connection, or keep it waiting."""
+    """Yields the server's URL. `answer(request)` may also close the connection or never respond."""
 
     async def serve(stream):
         while True:

@@ -1,4 +1,4 @@
-"""A TCP proxy in the test's own loop, which can fail on cue."""
+"""A TCP proxy that runs in the test's event loop and can fail on cue."""
 
 import socket
 import struct
@@ -9,11 +9,12 @@ from http_server import tcp_server
 
 
 class Proxy:
-    """What the tests hold of it.
+    """Forwards connections to the local port `target`.
 
     Attributes:
-        listens: Is awaited before anything is passed on.
-        cut_after: How many bytes the server may still say on a connection before that is reset.
+        listens: Data is forwarded only while this event is set.
+        cut_after: Number of bytes from the server to forward before the connection is reset; `None`
+            disables the reset.
     """
 
     def __init__(self, target):
@@ -50,7 +51,7 @@ class Proxy:
 
 @asynccontextmanager
 async def tcp_proxy(url):
-    """Yields the proxy, and the URL through it."""
+    """Yields the proxy and the URL of the server through the proxy."""
     target = int(url.partition("://")[2].partition(":")[2].partition("/")[0])
     proxy = Proxy(target)
     async with tcp_server(proxy.serve) as port:

@@ -1,4 +1,4 @@
-"""WebSocket servers in threads of their own, well-behaved and other."""
+"""WebSocket and TCP servers that run in threads, both well-behaved and faulty."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ def client_tls():
 
 @contextmanager
 def joined():
-    """Waits for the threads that were started inside."""
+    """Waits on exit for the threads that were started in the `with` block."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -36,21 +36,21 @@ def joined():
 
 @contextmanager
 def websocket_server(handler, **options):
-    """Calls `handler` with each connection; yields the URL."""
+    """Yields the URL of a server that calls `handler` with each connection."""
     options = {"subprotocols": ["mcp"], "compression": None, "max_size": None} | options
     with joined(), serve(handler, "127.0.0.1", 0, **options) as server:
         threading.Thread(target=server.serve_forever).start()
         scheme = "wss" if "ssl" in options else "ws"
         yield f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/mcp"
-    if isinstance(server.shutdown_watcher, int):  # 13 leaves its pipe open
+    if isinstance(server.shutdown_watcher, int):  # websockets 13 leaves its pipe open
         os.close(server.shutdown_watcher)
         os.close(server.shutdown_notifier)
-    gc.collect(1)  # the library leaves its selector to the collector, which is fast while it is young
+    gc.collect(1)  # frees a selector that the library does not close; collecting young objects is fast
 
 
 @contextmanager
 def tcp_server(handler):
-    """Calls `handler` with the socket of one connection; yields the URL."""
+    """Yields the URL of a server that calls `handler` with the socket of its only connection."""
 
     def accept():
         with listener:

@@ -1,6 +1,7 @@
-"""What managing costs, in ratios from one run. Not a test: `nox -s benchmark`.
+"""Benchmarks of the overhead of a manager, as ratios from one run. Not a test: run `nox -s benchmark`.
 
-Pairs are measured in turn, and the median of their ratios is printed, since machines drift.
+The two sides of a ratio are measured in turn, because the speed of a machine drifts. The median of the
+ratios is printed.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ async def trivial():
 
 
 class HandWritten:
-    """A task and two futures, without anything that makes it safe."""
+    """A minimal owner task with two futures and no safety measures."""
 
     async def start(self):
         loop = asyncio.get_running_loop()
@@ -77,7 +78,7 @@ async def messages(wrap, count):
     async with anyio.create_task_group() as tg, reader:
         tg.start_soon(send)
         async for _ in reader:
-            getattr(reader, "last_context", None)  # as the SDK does with each
+            getattr(reader, "last_context", None)  # the SDK does this for each message
     return (time.perf_counter() - before) / count
 
 

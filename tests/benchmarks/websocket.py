@@ -1,7 +1,7 @@
-"""What a WebSocket gives, in ratios from one run. Not a test: `nox -s benchmark`.
+"""Benchmarks of the WebSocket transport, as ratios from one run. Not a test: run `nox -s benchmark`.
 
-Pairs are measured in turn, and the median of their ratios is printed, since machines drift. Each server
-is a process of its own. `websocket.py serve KIND PORT` is one of them.
+The sides of a ratio are measured in turn, because the speed of a machine drifts. The median of the
+ratios is printed. Each server runs in its own process; `websocket.py serve KIND PORT` starts one.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ def serve(kind, port):
 
     @websocket.server.tool()
     def text(size: int) -> str:
-        """A text of so many characters."""
+        """Returns a text of `size` characters."""
         return "x" * size
 
     if kind == "websocket":
@@ -47,7 +47,7 @@ def serve(kind, port):
 
 @contextmanager
 def process(*command):
-    """Runs it once it listens on the port that is its last argument."""
+    """Runs the command with a port as its last argument. Yields the port once the process listens."""
     port = free_port()
     arguments = [sys.executable, *map(str, command), str(port)]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
@@ -69,7 +69,7 @@ def free_port():
 
 
 async def per_round(measures, count, rounds):
-    """The median time of each, and the medians of their ratios to the first."""
+    """Returns the median time of each measure, and the median of its ratios to the first measure."""
     for measure in measures:
         await measure(count)
     times = []
@@ -90,7 +90,7 @@ async def per_round(measures, count, rounds):
 
 
 async def transports(rounds):
-    """Our streams against the bare library: as it is, and with the JSON that a transport has to do."""
+    """Compares our streams with the bare library, with and without the JSON work of a transport."""
     with process(SERVERS / "websocket_echo.py") as port:
         url = f"ws://127.0.0.1:{port}/"
         options = {"subprotocols": ["mcp"], "compression": None, "max_size": None, "proxy": None}
@@ -129,7 +129,7 @@ async def transports(rounds):
 
 
 async def sessions(rounds):
-    """Calls through a session, over each transport."""
+    """Compares calls through a session over each transport."""
     stdio = StdioServerParameters(command=sys.executable, args=[__file__, "serve", "stdio", "0"])
     async with AsyncExitStack() as stack:
         ports = {
@@ -148,7 +148,7 @@ async def sessions(rounds):
             kind: await stack.enter_async_context(SessionConnectionManager(manager))
             for kind, manager in managers.items()
         }
-        # A result carries its text twice, and more than 1 MB is too much for a server-sent event.
+        # A result contains its text twice, and a server-sent event of more than 1 MB is refused.
         for label, size, count in (("small", 50, 100), ("400 kB", 400_000, 5)):
             measures = [caller(session, size) for session in opened.values()]
             results = await per_round(measures, count, rounds)

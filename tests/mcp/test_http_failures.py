@@ -1,4 +1,7 @@
-"""Why a session over HTTP could not be had: at once, of its own type, and with all that is known."""
+"""Tests for the errors that are raised when a session over HTTP can't be opened.
+
+A failure is raised as soon as it is known, keeps its type, and carries all known facts.
+"""
 
 import logging
 import traceback
@@ -11,7 +14,7 @@ from mcp.shared import _httpx_utils
 from ownertask import ConnectionState, StartTimeoutError
 from ownertask.mcp import ClientConnectionManager, _sdk
 
-# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
+# The SDK leaves its SSE generator, and mcp 1.24 also some streams, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 backends = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -22,7 +25,7 @@ SHOWN = rows(PAGE.read_text())
 SHOWN_VERSION = f"mcp {_sdk.SDK_VERSION}" in PAGE.read_text()
 
 
-# Others follow a redirect wherever it leads.
+# Older SDKs follow a redirect to any origin.
 SDK_IS_RECENT = hasattr(_httpx_utils, "stream_within_origin")
 
 
@@ -46,12 +49,12 @@ def redirects_are_refused(case):
 @backends
 @cases
 @pytest.mark.within(20)
-async def test_O4_O5_O6_O7_O8_O9_a_failure_says_what_the_table_says_and_no_secret(
+async def test_O4_O5_O6_O7_O8_O9_a_failure_matches_the_table_and_shows_no_secret(
     transport, case, anyio_backend_name, caplog, redirects_are_refused
 ):
     shown = SHOWN[transport, case][not _sdk.HAS_CLIENT]
     with caplog.at_level(logging.DEBUG, logger="ownertask"):
-        # No more haste than the failure needs.
+        # A short timeout only if a timeout is the expected failure.
         timeout = START_TIMEOUT if "StartTimeoutError" in shown else 15
         async with failing(transport, case, start_timeout=timeout) as manager:
             error = await caught_from(manager)
@@ -72,13 +75,13 @@ async def test_O4_O5_O6_O7_O8_O9_a_failure_says_what_the_table_says_and_no_secre
     [
         ("streamable HTTP", "401"),
         ("streamable HTTP", "404"),
-        ("streamable HTTP", "nobody listens on the port"),
-        ("streamable HTTP", "a page instead of an answer"),
-        ("SSE", "403 to a message"),
+        ("streamable HTTP", "nothing is listening on the port"),
+        ("streamable HTTP", "an HTML page instead of an MCP response"),
+        ("SSE", "403 in response to a message"),
     ],
 )
 @pytest.mark.within(20)
-async def test_a_client_fails_of_the_same_and_says_no_secret(transport, case, caplog):
+async def test_a_client_raises_the_same_error_and_shows_no_secret(transport, case, caplog):
     with caplog.at_level(logging.DEBUG, logger="ownertask"):
         async with failing(transport, case, ClientConnectionManager, 15) as manager:
             error = await caught_from(manager)
@@ -89,14 +92,14 @@ async def test_a_client_fails_of_the_same_and_says_no_secret(transport, case, ca
 
 
 @backends
-async def test_a_server_that_cannot_be_trusted_is_said_on_every_backend():
-    async with failing("SSE", "a certificate that is not trusted", start_timeout=15) as manager:
+async def test_an_untrusted_certificate_is_reported_on_every_backend():
+    async with failing("SSE", "an untrusted certificate", start_timeout=15) as manager:
         error = await caught_from(manager)
     assert "self-signed certificate" in f"{error} {error.__notes__}"
 
 
 @backends
-async def test_a_callers_own_timeout_says_what_is_known_too():
+async def test_a_timeout_passed_to_start_also_carries_the_known_facts():
     async with failing("SSE", "no `endpoint` event", start_timeout=None) as manager:
         with pytest.raises(StartTimeoutError) as caught:
             await manager.start(timeout=0.5)
@@ -104,17 +107,17 @@ async def test_a_callers_own_timeout_says_what_is_known_too():
 
 
 @backends
-async def test_the_plain_form_fails_of_the_same_and_says_no_secret():
+async def test_open_connection_raises_the_same_error_and_shows_no_secret():
     async with failing("SSE", "403", start_timeout=15) as manager:
         with pytest.raises(Exception) as caught:
             async with manager.open_connection():
                 pass
     said = all_that_is_said(caught.value, manager, "")
-    assert "HTTPStatusError" in said  # on 1.x in a group
+    assert "HTTPStatusError" in said  # in an exception group on mcp 1.x
     assert SECRET not in said
 
 
-def test_the_page_of_failures_has_all_of_them():
+def test_the_failures_page_lists_every_failure():
     page = PAGE.read_text()
     for transport in CASES:
         assert table(transport, SHOWN) in page

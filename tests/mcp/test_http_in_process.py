@@ -1,4 +1,4 @@
-"""The SDK's own servers under uvicorn, in the loop in which the connections to them are."""
+"""Tests with the SDK's own servers under uvicorn, in the same event loop as their clients."""
 
 from contextlib import asynccontextmanager
 
@@ -14,16 +14,16 @@ try:
 except ImportError:  # mcp 1.x
     from mcp.server.fastmcp import FastMCP as MCPServer
 
-# The SDK leaves its generator of server-sent events to the garbage collector, and 1.24 some streams.
+# The SDK leaves its SSE generator, and mcp 1.24 also some streams, to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:Field 'lifespan' has an incomplete definition"),  # by mcp 1.24
+    pytest.mark.filterwarnings("ignore:Field 'lifespan' has an incomplete definition"),  # from mcp 1.24
 ]
 
 
 class Server(uvicorn.Server):
     def __init__(self, app):
-        # Its configuration of logging would switch on what other tests have switched off.
+        # uvicorn's own logging configuration would enable loggers that other tests disabled.
         super().__init__(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
         self.has_started = anyio.Event()
 
@@ -58,8 +58,11 @@ def a_server():
 
 
 @pytest.mark.parametrize("transport", ["sse", "streamable-http"])
-def test_a_server_in_the_same_loop_is_started_used_and_stopped_in_three_tasks(transport):
-    """On asyncio, as uvicorn knows no other; in a loop of its own, which ends the server's tasks."""
+def test_start_use_and_stop_in_three_tasks_work_with_a_server_in_the_same_loop(transport):
+    """Runs on asyncio, the only backend that uvicorn supports.
+
+    `anyio.run()` starts a new event loop and ends the server's tasks together with it.
+    """
     sums = []
 
     async def main():

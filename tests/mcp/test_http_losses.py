@@ -1,4 +1,4 @@
-"""Servers over HTTP that die, freeze or forget, and what is known of it."""
+"""Tests for HTTP servers that die, freeze or forget a session, and for the resulting errors."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from ownertask.mcp import (
     _sdk,
 )
 
-# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
+# The SDK leaves its SSE generator, and mcp 1.24 also some streams, to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"]),
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
-# The others are of 1.x, from calls that have not been sent.
+# On mcp 1.x, a call that was not sent raises one of the other two.
 FAILURES = (ERROR, anyio.ClosedResourceError, anyio.BrokenResourceError)
 KINDS = [SessionConnectionManager, *([ClientConnectionManager] if _sdk.HAS_CLIENT else [])]
 MANAGERS = {"sse": SseConnectionManager, "streamable-http": StreamableHttpConnectionManager}
@@ -37,7 +37,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(scope="module", params=list(MANAGERS))
 def server(request):
-    """One that is not killed: what manages a connection to it, its process, and its URL."""
+    """Yields the manager class, process and URL of a server that no test kills."""
     with http_process(request.param) as (process, url):
         yield MANAGERS[request.param], process, url
 
@@ -62,7 +62,9 @@ async def fails(session, tool, **options):
         ("streamable-http", KINDS[-1]),
     ][: len(KINDS) + 1],
 )
-async def test_P1_P2_P4_the_death_of_a_server_fails_the_calls_in_flight_and_is_told(transport, kind):
+async def test_P1_P2_P4_when_the_server_dies_pending_calls_fail_and_the_connection_is_lost(
+    transport, kind
+):
     progress = anyio.Event()
 
     async def on_progress(*_):
@@ -72,8 +74,8 @@ async def test_P1_P2_P4_the_death_of_a_server_fails_the_calls_in_flight_and_is_t
         manager = kind(MANAGERS[transport](url))
         session = await manager.start()
         async with anyio.create_task_group() as tg:
-            # Its answer is a stream that has begun. Alone, as a server of 1.x may fail to answer the
-            # first of several requests that come at once.
+            # The response to this call is a stream that has already begun. The call is sent alone,
+            # because a 1.x server may not respond to the first of several simultaneous requests.
             tg.start_soon(lambda: fails(session, "wait", progress_callback=on_progress))
             await progress.wait()
             for _ in range(3):
@@ -88,7 +90,7 @@ async def test_P1_P2_P4_the_death_of_a_server_fails_the_calls_in_flight_and_is_t
 
 
 @transports
-async def test_P1_P4_the_death_of_an_idle_server_is_noticed_by_its_stream(transport):
+async def test_P1_P4_the_death_of_an_idle_server_is_detected_through_the_event_stream(transport):
     with http_process(transport) as (process, url):
         manager = SessionConnectionManager(MANAGERS[transport](url))
         await manager.start()
@@ -98,7 +100,7 @@ async def test_P1_P4_the_death_of_an_idle_server_is_noticed_by_its_stream(transp
     assert isinstance(loss.__cause__, _sdk.http.TransportError)
 
 
-async def test_C5_C4_a_frozen_server_does_not_keep_stop_beyond_its_timeout(server):
+async def test_C5_C4_a_frozen_server_does_not_delay_stop_beyond_its_timeout(server):
     transport, process, url = server
     manager = SessionConnectionManager(transport(url))
     await manager.start()
@@ -112,7 +114,7 @@ async def test_C5_C4_a_frozen_server_does_not_keep_stop_beyond_its_timeout(serve
 
 
 @kinds
-async def test_C4_a_healthy_close_raises_nothing(server, kind):
+async def test_C4_a_normal_close_raises_nothing(server, kind):
     transport, _, url = server
     manager = kind(transport(url))
     session = await manager.start()
@@ -122,7 +124,7 @@ async def test_C4_a_healthy_close_raises_nothing(server, kind):
     assert manager.exception is None
 
 
-async def test_P3_stopping_with_a_deaf_peer_is_bounded_and_fails_the_calls_in_flight(server):
+async def test_P3_stop_with_an_unresponsive_peer_is_bounded_and_fails_pending_calls(server):
     transport, _, direct_url = server
     async with tcp_proxy(direct_url) as (proxy, url):
         manager = SessionConnectionManager(transport(url))
@@ -137,12 +139,12 @@ async def test_P3_stopping_with_a_deaf_peer_is_bounded_and_fails_the_calls_in_fl
         proxy.listens.set()
 
 
-async def test_P2_a_connection_that_is_reset_in_mid_message_is_lost(server):
+async def test_P2_a_connection_reset_in_the_middle_of_a_message_is_lost(server):
     transport, _, direct_url = server
     async with tcp_proxy(direct_url) as (proxy, url):
         manager = SessionConnectionManager(transport(url))
         session = await manager.start()
-        await session.call_tool("add", {"a": 1, "b": 2})  # nothing else is under way any more
+        await session.call_tool("add", {"a": 1, "b": 2})  # after this, no other request is pending
         proxy.cut_after = 20
         await fails(session, "wait")
         proxy.cut_after = None
@@ -151,7 +153,7 @@ async def test_P2_a_connection_that_is_reset_in_mid_message_is_lost(server):
 
 
 @kinds
-async def test_P5_a_session_that_the_server_has_forgotten_is_a_loss_that_says_so(kind):
+async def test_P5_a_session_that_the_server_forgot_is_lost_with_the_404_as_its_cause(kind):
     async def answer(request):
         if request.method != "POST":
             await request.answer("405 Method Not Allowed")
@@ -172,7 +174,7 @@ async def test_P5_a_session_that_the_server_has_forgotten_is_a_loss_that_says_so
     assert "405" not in "".join(getattr(loss, "__notes__", ()))
 
 
-async def test_a_message_that_sse_cannot_send_is_a_loss():
+async def test_a_message_refused_by_an_sse_server_loses_the_connection():
     calls = anyio.Event()
 
     async def answer(request):

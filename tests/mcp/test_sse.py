@@ -1,4 +1,4 @@
-"""The manager for SSE: what can be given to it, and that it reaches the wire."""
+"""Tests for the SSE manager: which arguments it accepts, and that they take effect."""
 
 import traceback
 
@@ -12,12 +12,12 @@ from ownertask.mcp import SessionConnectionManager, SseConnectionManager, _sdk
 
 SDK_IS_RECENT = hasattr(_httpx_utils, "stream_within_origin")
 
-# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
+# The SDK leaves its SSE generator, and mcp 1.24 also some streams, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class Server:
-    """Answers on its stream of events, and knows what it was asked."""
+    """Responds on its event stream and records every request."""
 
     def __init__(self):
         self.requests = []
@@ -50,7 +50,7 @@ async def test_the_connection_is_the_pair_of_streams():
         assert manager.get_streams() is None
 
 
-async def test_every_default_works():
+async def test_a_session_works_with_all_defaults():
     server = Server()
     async with (
         http_server(server) as url,
@@ -60,7 +60,7 @@ async def test_every_default_works():
     assert [request.method for request in server.requests] == ["GET", "POST", "POST", "POST"]
 
 
-async def test_what_is_given_in_order_reaches_the_wire():
+async def test_positional_arguments_take_effect():
     made = []
     session_ids = []
 
@@ -82,7 +82,7 @@ async def test_what_is_given_in_order_reaches_the_wire():
     assert session_ids == ["7"]
 
 
-async def test_a_stream_of_events_that_ends_is_a_loss():
+async def test_the_connection_is_lost_when_the_event_stream_ends():
     server = Server()
     async with http_server(server) as url:
         manager = SessionConnectionManager(SseConnectionManager(url))
@@ -92,7 +92,7 @@ async def test_a_stream_of_events_that_ends_is_a_loss():
             await manager.wait_closed()
 
 
-async def test_a_stream_of_events_on_which_nothing_comes_is_a_loss():
+async def test_the_connection_is_lost_if_no_event_arrives_within_the_read_timeout():
     async with http_server(Server()) as url:
         manager = SessionConnectionManager(SseConnectionManager(url, sse_read_timeout=0.3))
         await manager.start()
@@ -112,7 +112,7 @@ def fail(**_options):
 
 
 @pytest.mark.parametrize("option", [{"httpx_client_factory": fail}, {"auth": FailingAuth()}])
-async def test_what_fails_before_a_request_is_made_is_all_that_is_said(option):
+async def test_an_error_before_the_first_request_has_no_other_notes(option):
     manager = SseConnectionManager("http://example.org/sse", **option)
     with pytest.raises(LookupError) as caught:
         await manager.start()
@@ -123,7 +123,7 @@ async def test_what_fails_before_a_request_is_made_is_all_that_is_said(option):
 @pytest.mark.parametrize(
     "location", [":?s3cret", "/sse's?key=s3cret", "//u:s3cret@example.org/it's?key=s3cret", "http://["]
 )
-async def test_O7_no_secret_of_a_url_of_any_shape_is_shown(location):
+async def test_O7_secrets_in_the_url_or_in_a_redirect_are_not_shown(location):
     async def redirect(request):
         await request.answer("307 Temporary Redirect", location=location)
 
@@ -143,6 +143,6 @@ async def test_O7_no_secret_of_a_url_of_any_shape_is_shown(location):
         ({"on_session_created": 1}, TypeError, "on_session_created must be callable or None, not int"),
     ],
 )
-def test_bad_input_is_refused(arguments, error, match):
+def test_invalid_arguments_are_refused(arguments, error, match):
     with pytest.raises(error, match=match):
         SseConnectionManager("http://example.org/sse", **arguments)

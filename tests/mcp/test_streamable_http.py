@@ -1,4 +1,4 @@
-"""The manager for streamable HTTP: what can be given to it, and that it reaches the wire."""
+"""Tests for the streamable HTTP manager: which arguments it accepts, and that they take effect."""
 
 from contextvars import ContextVar
 
@@ -21,7 +21,7 @@ ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
 only_2 = pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x cannot do this")
 URL = "http://example.org/mcp"
 
-# The SDK leaves its generator of server-sent events, and 1.24 some streams, to the garbage collector.
+# The SDK leaves its SSE generator, and mcp 1.24 also some streams, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 tenant = ContextVar("tenant", default="nobody")
@@ -34,7 +34,7 @@ class TenantAuth(http.Auth):
 
 
 class Recorder:
-    """A server with a legacy session, which knows what it was asked."""
+    """A server with a legacy session that records every request."""
 
     def __init__(self):
         self.requests = []
@@ -76,7 +76,7 @@ async def test_the_connection_is_the_pair_of_streams():
     assert manager.get_streams() is None
 
 
-async def test_every_default_works(recorder):
+async def test_a_session_works_with_all_defaults(recorder):
     async with (
         http_server(recorder) as url,
         SessionConnectionManager(StreamableHttpConnectionManager(url)) as session,
@@ -85,7 +85,7 @@ async def test_every_default_works(recorder):
     assert recorder.methods().count("DELETE") == 1
 
 
-async def test_C1_a_session_that_cannot_be_ended_on_the_server_is_closed_all_the_same(recorder):
+async def test_C1_a_session_closes_cleanly_even_if_the_server_is_gone(recorder):
     manager = SessionConnectionManager(StreamableHttpConnectionManager(URL))
     async with http_server(recorder) as url:
         manager.transport.url = url
@@ -96,7 +96,7 @@ async def test_C1_a_session_that_cannot_be_ended_on_the_server_is_closed_all_the
     assert manager.exception is None
 
 
-async def test_what_is_given_in_order_reaches_the_wire(recorder):
+async def test_positional_arguments_take_effect(recorder):
     made = []
 
     def make_client(headers=None, timeout=None, auth=None):
@@ -117,7 +117,7 @@ async def test_what_is_given_in_order_reaches_the_wire(recorder):
     assert "DELETE" not in recorder.methods()
 
 
-async def test_a_client_of_ones_own_is_used_as_it_is_and_not_closed(recorder):
+async def test_a_custom_http_client_is_used_unchanged_and_not_closed(recorder):
     async with http.AsyncClient(headers={"X-Key": "own"}, timeout=3) as client:
         before = dict(vars(client))
         async with http_server(recorder) as url:
@@ -131,7 +131,7 @@ async def test_a_client_of_ones_own_is_used_as_it_is_and_not_closed(recorder):
     assert {request.headers["x-key"] for request in recorder.requests} == {"own"}
 
 
-async def test_a_read_timeout_ends_a_connection_whose_request_is_not_answered(recorder):
+async def test_the_connection_is_lost_if_a_response_exceeds_the_read_timeout(recorder):
     recorder.answers["ping"] = lambda request: anyio.sleep_forever()
     async with http_server(recorder) as url:
         manager = SessionConnectionManager(StreamableHttpConnectionManager(url, read_timeout=0.2))
@@ -144,7 +144,7 @@ async def test_a_read_timeout_ends_a_connection_whose_request_is_not_answered(re
 
 
 @only_2
-async def test_P13_an_event_may_be_as_large_as_is_said(recorder):
+async def test_P13_max_sse_event_size_limits_the_size_of_an_event(recorder):
     async def answer(request):
         await request.begin_events()
         result = {"jsonrpc": "2.0", "id": request.message["id"], "result": {"x": "x" * 2000}}
@@ -163,7 +163,7 @@ async def test_P13_an_event_may_be_as_large_as_is_said(recorder):
 
 @only_2
 @pytest.mark.parametrize("kind", [SessionConnectionManager, ClientConnectionManager])
-async def test_the_context_variables_of_a_caller_reach_the_request_that_its_call_makes(kind, recorder):
+async def test_a_request_is_sent_with_the_context_variables_of_its_caller(kind, recorder):
     async def call(name):
         tenant.set(name)
         await manager.connection.list_tools()
@@ -186,14 +186,14 @@ async def test_the_context_variables_of_a_caller_reach_the_request_that_its_call
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x resolves such a call by itself")
 @pytest.mark.parametrize("has_empty_id", [False, True])
-async def test_P4_a_streamed_answer_that_breaks_off_is_a_loss_unless_it_can_be_resumed(
+async def test_P4_a_response_stream_that_breaks_off_loses_the_connection_unless_it_can_be_resumed(
     recorder, has_empty_id
 ):
     resumed = anyio.Event()
 
     async def break_off(request):
         await request.begin_events(transfer_encoding="chunked")
-        if has_empty_id:  # which is none
+        if has_empty_id:  # an empty id does not allow the client to resume
             await request.stream.send(b"5\r\nid: \n\r\n")
         await request.stream.aclose()
 
@@ -230,7 +230,7 @@ async def test_P4_a_streamed_answer_that_breaks_off_is_a_loss_unless_it_can_be_r
     assert isinstance(caught.value.__cause__, http.RemoteProtocolError)
 
 
-async def test_a_notification_that_is_answered_with_an_empty_200_is_not_noted(recorder):
+async def test_an_empty_200_response_to_a_notification_adds_no_note(recorder):
     async def answer(request):
         if request.method == "POST" and "id" not in request.message:
             await request.answer("200 OK")
@@ -249,8 +249,8 @@ async def test_a_notification_that_is_answered_with_an_empty_200_is_not_noted(re
     assert not any("200 OK" in note for note in getattr(caught.value, "__notes__", ()))
 
 
-async def test_a_cancelled_call_whose_stream_ends_properly_is_no_loss(recorder):
-    """So may a server end it: there is no answer to a cancelled request."""
+async def test_a_cancelled_call_whose_response_stream_ends_cleanly_keeps_the_connection(recorder):
+    """A server may end the stream without a response if the request was cancelled."""
     asked, answered = anyio.Event(), anyio.Event()
 
     async def end(request):
@@ -276,7 +276,7 @@ async def test_a_cancelled_call_whose_stream_ends_properly_is_no_loss(recorder):
 
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x goes on after that")
-async def test_a_notification_that_is_refused_is_noted_on_the_loss_that_it_brings(recorder):
+async def test_a_refused_notification_loses_the_connection_and_its_status_is_noted(recorder):
     async def refuse(request):
         await request.answer("500 Internal Server Error")
 
@@ -327,7 +327,7 @@ managers = pytest.mark.parametrize("manager_type", MANAGERS)
         ),
     ],
 )
-def test_bad_input_is_refused_without_showing_it(manager_type, arguments, error, match):
+def test_invalid_arguments_are_refused_without_showing_secrets(manager_type, arguments, error, match):
     with pytest.raises(error, match=match) as caught:
         manager_type(**{"url": URL, **arguments})
     assert "s3cret" not in str(caught.value)
@@ -347,20 +347,20 @@ def test_bad_input_is_refused_without_showing_it(manager_type, arguments, error,
         ({"url": None}, TypeError, "url must be a URL, not NoneType"),
     ],
 )
-def test_bad_input_for_streamable_http_is_refused(arguments, error, match):
+def test_invalid_arguments_for_streamable_http_are_refused(arguments, error, match):
     with pytest.raises(error, match=match):
         StreamableHttpConnectionManager(**{"url": URL, **arguments})
 
 
 @only_2
 @pytest.mark.parametrize(("size", "error"), [(0, ValueError), (True, TypeError), ("1", TypeError)])
-def test_P13_a_bad_size_is_refused(size, error):
+def test_P13_an_invalid_max_sse_event_size_is_refused(size, error):
     with pytest.raises(error, match="max_sse_event_size must be"):
         StreamableHttpConnectionManager(URL, max_sse_event_size=size)
 
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x takes it")
-def test_what_the_installed_sdk_cannot_honour_is_refused():
+def test_an_option_that_the_installed_sdk_lacks_is_refused():
     with pytest.raises(TypeError, match="unexpected argument 'max_sse_event_size'.* of mcp 1"):
         StreamableHttpConnectionManager(URL, max_sse_event_size=1)
 
@@ -375,14 +375,14 @@ def test_what_the_installed_sdk_cannot_honour_is_refused():
         {"httpx_client_factory": http.AsyncClient},
     ],
 )
-async def test_what_a_client_of_ones_own_has_already_is_refused_beside_it(arguments):
+async def test_a_custom_http_client_cannot_be_combined_with_the_options_that_it_replaces(arguments):
     async with http.AsyncClient() as client:
         with pytest.raises(ValueError, match="http_client cannot be combined with headers, timeout"):
             StreamableHttpConnectionManager(URL, http_client=client, **arguments)
 
 
 @managers
-async def test_a_factory_that_makes_something_else_is_refused(manager_type):
+async def test_a_client_factory_must_return_an_http_client(manager_type):
     manager = manager_type(URL, httpx_client_factory=lambda **_: "client")
     with pytest.raises(
         TypeError, match=r"the return value of httpx_client_factory must be an httpx2?\.AsyncC"
@@ -391,7 +391,7 @@ async def test_a_factory_that_makes_something_else_is_refused(manager_type):
 
 
 @managers
-def test_the_default_name_shows_no_more_than_the_place(manager_type):
+def test_the_default_name_omits_user_info_query_and_fragment(manager_type):
     manager = manager_type("https://user:s3cret@example.org:8000/mcp?token=s3cret#s3cret")
     assert manager.name == f"{manager_type.__name__}(https://example.org:8000/mcp)"
     assert manager_type(URL, name="files").name == "files"

@@ -1,4 +1,4 @@
-"""A server spoken to over a WebSocket: the wire, the options, and all that goes wrong."""
+"""Tests for the WebSocket manager: messages, options, backpressure, failures and sessions."""
 
 import base64
 import logging
@@ -47,9 +47,9 @@ from ownertask.mcp import (
 from ownertask.mcp import _websocket_client as client
 
 LIBRARY = tuple(int(number) for number in version.split(".")[:2])
-quiet = logging.getLogger("tests.quiet")  # of servers that are meant to fail
+quiet = logging.getLogger("tests.quiet")  # for servers that are meant to fail
 quiet.disabled = True
-# As the installed SDK writes it: each line has its own order.
+# Serialized by the installed SDK, because mcp 1.x and 2.x order the keys differently.
 PING = _sdk.message_to_json(_sdk.message_from_json('{"jsonrpc":"2.0","id":1,"method":"ping"}'))
 
 
@@ -83,11 +83,11 @@ async def lost(manager):
     return caught.value
 
 
-# The wire
+# Messages
 
 
 @pytest.mark.parametrize(("chosen", "seen"), [("mcp", "mcp"), (None, None)])
-async def test_a_server_may_choose_mcp_or_nothing(chosen, seen):
+async def test_a_server_may_select_the_mcp_subprotocol_or_none(chosen, seen):
     offered = []
 
     def choose(connection, subprotocols):
@@ -101,13 +101,13 @@ async def test_a_server_may_choose_mcp_or_nothing(chosen, seen):
     assert offered == ["mcp"]
 
 
-async def test_a_server_that_chooses_what_was_not_offered_is_refused():
+async def test_a_subprotocol_that_was_not_offered_is_refused():
     with websocket_server(echo, select_subprotocol=lambda *_: "other") as url:
         with pytest.raises(NegotiationError, match="unsupported subprotocol: other"):
             await manager_of(url).start()
 
 
-async def test_other_subprotocols_can_be_offered_or_none_at_all():
+async def test_the_offered_subprotocols_can_be_replaced_or_omitted():
     offered = []
 
     def choose(connection, subprotocols):
@@ -120,7 +120,7 @@ async def test_other_subprotocols_can_be_offered_or_none_at_all():
     assert offered == [["a", "b"], []]
 
 
-async def test_a_message_on_the_wire_is_what_the_sdk_writes():
+async def test_a_message_is_sent_as_the_sdk_serializes_it():
     received = []
 
     def handler(websocket):
@@ -141,7 +141,7 @@ async def test_a_message_on_the_wire_is_what_the_sdk_writes():
     assert "null" not in received[0]
 
 
-async def test_O8_what_is_no_json_rpc_is_read_as_an_exception_and_the_connection_lives_on():
+async def test_O8_invalid_json_rpc_is_received_as_an_exception_and_the_connection_stays_open():
     def handler(websocket):
         for text in ("hello", "{}", "", PING):
             websocket.send(text)
@@ -154,7 +154,7 @@ async def test_O8_what_is_no_json_rpc_is_read_as_an_exception_and_the_connection
             assert text_of(await read_stream.receive()) == PING
 
 
-async def test_a_binary_message_closes_with_1003():
+async def test_a_binary_message_closes_the_connection_with_code_1003():
     seen = []
 
     def handler(websocket):
@@ -179,10 +179,10 @@ async def test_a_binary_message_closes_with_1003():
 @pytest.mark.parametrize(
     ("code", "is_plain"), [(1000, True), (1001, True), (1008, False), (1011, False), (4000, False)]
 )
-async def test_P2_a_close_with_another_code_than_1000_and_1001_is_the_cause_of_the_loss(
+async def test_P2_a_close_code_other_than_1000_or_1001_is_the_cause_of_the_lost_connection(
     code, is_plain, is_read
 ):
-    """With a reader, and without any: an end is noticed either way."""
+    """The close is detected with and without a reader."""
 
     def handler(websocket):
         websocket.recv()
@@ -208,7 +208,7 @@ async def test_P2_a_close_with_another_code_than_1000_and_1001_is_the_cause_of_t
 
 
 @pytest.mark.skipif(LIBRARY < (14, 2), reason="below 14.2, websockets drops what is unread at the end")
-async def test_all_that_came_before_the_end_is_read():
+async def test_messages_that_arrived_before_the_close_can_still_be_read():
     def handler(websocket):
         websocket.recv()
         for _ in range(10):
@@ -225,7 +225,7 @@ async def test_all_that_came_before_the_end_is_read():
         assert (await lost(manager)).__cause__ is None
 
 
-async def test_streams_whose_connection_has_ended_say_so():
+async def test_the_streams_of_an_ended_connection_raise():
     with websocket_server(lambda websocket: websocket.recv()) as url:
         manager = manager_of(url)
         read_stream, write_stream = await manager.start()
@@ -240,8 +240,8 @@ async def test_streams_whose_connection_has_ended_say_so():
             await use()
 
 
-async def test_a_reader_at_work_when_the_connection_is_stopped_sees_an_end_and_no_loss():
-    """Nor does it hurt the next run, which it is not a part of."""
+async def test_stop_ends_the_stream_of_a_waiting_reader_and_reports_no_lost_connection():
+    """A reader of the previous run does not affect the next run either."""
 
     async def read(read_stream):
         with pytest.raises(EndOfStream):
@@ -261,11 +261,11 @@ async def test_a_reader_at_work_when_the_connection_is_stopped_sees_an_end_and_n
         assert manager.exception is None
 
 
-# The options
+# Options
 
 
 @pytest.mark.parametrize("kind", ["mapping", "function", "coroutine function"])
-async def test_headers_are_sent_and_asked_for_at_each_connect(kind):
+async def test_headers_are_sent_and_a_callable_is_called_for_each_connection(kind):
     seen = []
     asked = []
 
@@ -292,7 +292,7 @@ async def test_headers_are_sent_and_asked_for_at_each_connect(kind):
     assert len(asked) == (0 if kind == "mapping" else 2)
 
 
-async def test_user_name_and_password_of_the_url_become_a_header():
+async def test_user_name_and_password_in_the_url_become_an_authorization_header():
     seen = []
 
     def handler(websocket):
@@ -306,7 +306,7 @@ async def test_user_name_and_password_of_the_url_become_a_header():
 
 
 @slow
-async def test_a_tls_context_can_be_given():
+async def test_a_custom_tls_context_is_used():
     with websocket_server(echo, ssl=server_tls()) as url:
         async with manager_of(url, ssl_context=client_tls()) as (read_stream, write_stream):
             await write_stream.send(message(PING))
@@ -315,7 +315,7 @@ async def test_a_tls_context_can_be_given():
 
 @contextmanager
 def http_proxy(requests):
-    """Answers one CONNECT, and passes on what comes after it."""
+    """Yields the URL of a proxy that accepts one CONNECT request and forwards the data after it."""
 
     def handler(connection):
         request = b""
@@ -342,7 +342,7 @@ only_with_proxies = pytest.mark.skipif(not client.HAS_PROXY, reason="websockets 
 @slow
 @only_with_proxies
 @pytest.mark.parametrize("is_named_by", ["argument", "environment"])
-async def test_a_proxy_is_used(is_named_by, monkeypatch):
+async def test_a_proxy_from_the_argument_or_the_environment_is_used(is_named_by, monkeypatch):
     requests = []
     with websocket_server(echo) as url, http_proxy(requests) as proxy:
         if is_named_by == "environment":
@@ -357,7 +357,7 @@ async def test_a_proxy_is_used(is_named_by, monkeypatch):
 
 @slow
 @only_with_proxies
-async def test_a_proxy_of_the_environment_that_has_no_valid_url_is_said_without_showing_it(monkeypatch):
+async def test_an_invalid_proxy_url_in_the_environment_is_reported_without_showing_it(monkeypatch):
     monkeypatch.setenv("ws_proxy", "nonsense://user:s3cret@example.org")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(ValueError, match="the proxy URL in the environment is invalid") as caught:
@@ -368,7 +368,7 @@ async def test_a_proxy_of_the_environment_that_has_no_valid_url_is_said_without_
 
 
 @pytest.mark.parametrize(("compression", "offered"), [(None, False), ("deflate", True)])
-async def test_compression_is_offered_only_if_it_is_asked_for(compression, offered):
+async def test_compression_is_offered_only_if_requested(compression, offered):
     seen = []
 
     def handler(websocket):
@@ -422,7 +422,7 @@ async def test_compression_is_offered_only_if_it_is_asked_for(compression, offer
         ({"name": 1}, TypeError, "name must be a string"),
     ],
 )
-def test_O4_bad_input_is_refused_before_anything_is_opened(arguments, error, match):
+def test_O4_invalid_arguments_are_refused_before_anything_is_opened(arguments, error, match):
     with pytest.raises(error, match=match) as caught:
         WebSocketConnectionManager(**{"url": "wss://example.org/mcp"} | arguments)
     assert "s3cret" not in str(caught.value)
@@ -433,12 +433,12 @@ def test_O4_bad_input_is_refused_before_anything_is_opened(arguments, error, mat
 @pytest.mark.parametrize(
     ("headers", "error"), [({"a": "b\n"}, ValueError), ([("a", "b")], TypeError), ({1: "b"}, TypeError)]
 )
-async def test_headers_that_a_callable_returns_are_checked_too(headers, error):
+async def test_headers_returned_by_a_callable_are_validated(headers, error):
     with pytest.raises(error, match="headers must"):
         await manager_of("ws://127.0.0.1:9/", lambda: headers).start()
 
 
-async def test_an_error_of_the_headers_callable_is_what_start_raises():
+async def test_start_raises_the_error_of_the_headers_callable():
     def refuse():
         raise LookupError("no token")
 
@@ -447,12 +447,12 @@ async def test_an_error_of_the_headers_callable_is_what_start_raises():
 
 
 @pytest.mark.skipif(client.HAS_PROXY, reason="websockets knows proxies")
-def test_a_proxy_needs_a_library_that_knows_them():
+def test_a_proxy_requires_a_websockets_version_that_supports_proxies():
     with pytest.raises(ValueError, match="proxy requires websockets 15 or newer; 1.* is installed"):
         WebSocketConnectionManager("ws://example.org", proxy="http://example.org")
 
 
-def test_what_cannot_be_imported_is_told_with_the_extra_that_brings_it(monkeypatch):
+def test_the_import_error_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ownertask.mcp._websocket_client", None)
     monkeypatch.delattr("ownertask.mcp._websocket_client")
     with pytest.raises(ImportError, match=r"websockets 13\.1 or newer; install ownertask\[websocket\]"):
@@ -460,13 +460,13 @@ def test_what_cannot_be_imported_is_told_with_the_extra_that_brings_it(monkeypat
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_trio_without_a_client_for_it_is_told_the_version_that_has_one(monkeypatch):
+async def test_the_import_error_on_trio_names_the_required_websockets_version(monkeypatch):
     monkeypatch.setitem(sys.modules, "websockets.trio.client", None)
     with pytest.raises(ImportError, match=f"websockets 17 or newer.* websockets {version} is installed"):
         await manager_of("ws://127.0.0.1:9/").start()
 
 
-def test_importing_the_managers_does_not_import_the_library():
+def test_importing_the_managers_does_not_import_websockets():
     code = "import sys, ownertask.mcp; print('websockets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -479,12 +479,12 @@ def test_importing_the_managers_does_not_import_the_library():
         ("wss://u:p@example.org:1/mcp?token=s3cret", "wss://example.org:1/mcp"),
     ],
 )
-def test_the_default_name_is_scheme_host_and_path(url, name):
+def test_the_default_name_shows_only_scheme_host_port_and_path(url, name):
     assert WebSocketConnectionManager(url).name == f"WebSocketConnectionManager({name})"
     assert WebSocketConnectionManager(url, name="tools").name == "tools"
 
 
-async def test_get_streams_has_the_pair_while_the_connection_is_open():
+async def test_get_streams_returns_the_pair_only_while_the_connection_is_open():
     with websocket_server(until_closed) as url:
         manager = manager_of(url)
         assert manager.get_streams() is None
@@ -493,12 +493,12 @@ async def test_get_streams_has_the_pair_while_the_connection_is_open():
         assert manager.get_streams() is None
 
 
-# Back-pressure
+# Backpressure
 
 
 @slow
 @pytest.mark.within(20)
-async def test_a_reader_that_stops_reading_stops_the_socket_and_not_memory():
+async def test_a_reader_that_stops_reading_blocks_the_server_instead_of_filling_memory():
     text = PING.replace("ping", "x" * 2**20)
     sent = []
     is_blocked, is_read = threading.Event(), threading.Event()
@@ -515,17 +515,17 @@ async def test_a_reader_that_stops_reading_stops_the_socket_and_not_memory():
     with websocket_server(handler) as url:
         async with manager_of(url) as (read_stream, _):
             try:
-                while not is_blocked.is_set():  # in another thread, of which nothing here is told
+                while not is_blocked.is_set():  # set in the server's thread, so this task has to poll
                     await anyio.sleep(0.01)
                 before = len(sent)
-                assert before < 100  # 17 in the library, and some tens of megabytes in the system
+                assert before < 100  # the library buffers 17 messages, the system some tens of megabytes
             finally:
                 is_read.set()
             for _ in range(before + 5):
                 assert text_of(await read_stream.receive()) == text
 
 
-async def test_pings_are_answered_while_nobody_reads():
+async def test_pings_are_answered_while_no_task_is_reading():
     answered = []
 
     def handler(websocket):
@@ -537,7 +537,7 @@ async def test_pings_are_answered_while_nobody_reads():
 
     with websocket_server(handler) as url:
         async with manager_of(url, ping_interval=None) as (read_stream, _):
-            while not answered:  # in another thread, of which nothing here is told
+            while not answered:  # filled in the server's thread, so this task has to poll
                 await anyio.sleep(0.01)
             for _ in range(11):
                 await read_stream.receive()
@@ -547,7 +547,7 @@ async def test_pings_are_answered_while_nobody_reads():
 # Failures
 
 
-async def test_O4_a_refused_port_says_which():
+async def test_O4_a_refused_connection_raises_an_error_with_host_and_port():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -559,24 +559,24 @@ async def test_O4_a_refused_port_says_which():
 
 @slow
 @pytest.mark.within(20)
-async def test_O4_an_unknown_host_is_an_error_of_the_resolver():
+async def test_O4_an_unknown_host_raises_gaierror():
     with pytest.raises(socket.gaierror):
         await manager_of("ws://ownertask-has-no-such-host.invalid/").start()
 
 
-async def test_O4_a_certificate_that_is_not_trusted_is_said():
+async def test_O4_an_untrusted_certificate_is_reported():
     with websocket_server(echo, ssl=server_tls(), logger=quiet) as url:
         with pytest.raises(ssl.SSLCertVerificationError, match="self-signed certificate"):
             await manager_of(url).start()
 
 
-async def test_O4_a_server_without_tls_is_said():
+async def test_O4_connecting_with_tls_to_a_server_without_tls_raises():
     with websocket_server(echo, logger=quiet) as url:
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
             await manager_of(url.replace("ws://", "wss://"), ssl_context=client_tls()).start()
 
 
-async def test_O4_a_server_with_tls_is_no_websocket_without_it():
+async def test_O4_connecting_without_tls_to_a_server_with_tls_raises():
     with websocket_server(echo, ssl=server_tls(), logger=quiet) as url:
         with pytest.raises((WebSocketException, EOFError, ConnectionError)):
             await manager_of(url.replace("wss://", "ws://")).start()
@@ -602,7 +602,7 @@ async def test_O7_the_status_of_a_refused_upgrade_is_in_the_error(status):
 
 
 @pytest.mark.parametrize("target", ["/elsewhere", "ws://localhost:{port}/", "wss://127.0.0.1:{port}/"])
-async def test_O7_a_redirect_is_an_error_and_no_header_goes_anywhere_else(target):
+async def test_O7_a_redirect_is_refused_and_no_header_is_sent_elsewhere(target):
     seen = []
 
     def redirect(connection, request):
@@ -619,7 +619,7 @@ async def test_O7_a_redirect_is_an_error_and_no_header_goes_anywhere_else(target
 
 
 @pytest.mark.parametrize("answer", [b"", b"<html>", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
-async def test_O6_an_answer_that_is_no_upgrade_is_said(answer):
+async def test_O6_a_response_that_is_not_an_upgrade_raises(answer):
     def handler(connection):
         connection.recv(4096)
         connection.sendall(answer)
@@ -629,7 +629,7 @@ async def test_O6_an_answer_that_is_no_upgrade_is_said(answer):
             await manager_of(url).start()
 
 
-async def test_O5_a_server_that_accepts_and_stays_silent_is_a_timeout():
+async def test_O5_start_times_out_if_the_server_accepts_and_never_responds():
     def silent(connection):
         while connection.recv(4096):
             pass
@@ -643,7 +643,7 @@ async def test_O5_a_server_that_accepts_and_stays_silent_is_a_timeout():
 
 
 @pytest.mark.parametrize("is_read", [True, False])
-async def test_P13_a_message_that_is_too_large_is_the_cause_of_the_loss(is_read):
+async def test_P13_a_message_that_is_too_large_loses_the_connection_with_code_1009(is_read):
     seen = []
 
     def handler(websocket):
@@ -665,7 +665,7 @@ async def test_P13_a_message_that_is_too_large_is_the_cause_of_the_loss(is_read)
 
 
 @pytest.mark.parametrize("is_reset", [True, False])
-async def test_P2_a_connection_that_is_cut_in_mid_message_is_a_loss(is_reset):
+async def test_P2_a_connection_cut_in_the_middle_of_a_message_is_lost(is_reset):
     def handler(connection):
         protocol = ServerProtocol(subprotocols=["mcp"])
         protocol.receive_data(connection.recv(4096))
@@ -700,7 +700,7 @@ def echo_process():
 
 @slow
 @pytest.mark.within(20)
-async def test_P1_a_server_that_is_killed_is_a_loss_though_nobody_reads():
+async def test_P1_the_death_of_the_server_is_detected_even_if_no_task_is_reading():
     with echo_process() as (url, process):
         manager = manager_of(url)
         await manager.start()
@@ -711,7 +711,7 @@ async def test_P1_a_server_that_is_killed_is_a_loss_though_nobody_reads():
 
 @slow
 @pytest.mark.within(20)
-async def test_P3_a_server_that_is_frozen_is_noticed_by_its_missing_pongs():
+async def test_P3_a_frozen_server_is_detected_by_its_missing_pongs():
     with echo_process() as (url, process):
         manager = manager_of(url, ping_interval=0.1, ping_timeout=0.1, close_timeout=0.1)
         await manager.start()
@@ -724,8 +724,8 @@ async def test_P3_a_server_that_is_frozen_is_noticed_by_its_missing_pongs():
 @slow
 @pytest.mark.within(20)
 @pytest.mark.parametrize("size", [0, 2**25])
-async def test_C4_a_server_that_is_frozen_does_not_hold_up_a_stop(size):
-    """Neither when the closing handshake is not answered, nor when a message cannot be written."""
+async def test_C4_a_frozen_server_does_not_delay_stop_beyond_close_timeout(size):
+    """The server does not complete the closing handshake, or does not read a pending message."""
     text = PING.replace("ping", "x" * size)
 
     async def send(write_stream):
@@ -748,7 +748,7 @@ async def test_C4_a_server_that_is_frozen_does_not_hold_up_a_stop(size):
 
 @slow
 @pytest.mark.within(20)
-async def test_an_error_is_not_lost_when_the_closing_is_cut_off():
+async def test_an_error_in_the_body_is_raised_even_if_closing_times_out():
     with echo_process() as (url, process):
         with pytest.RaisesGroup(LookupError, allow_unwrapped=True, flatten_subgroups=True):
             async with manager_of(url, close_timeout=0.1).open_connection():
@@ -759,7 +759,7 @@ async def test_an_error_is_not_lost_when_the_closing_is_cut_off():
 
 @slow
 @pytest.mark.within(20)
-async def test_C2_a_stop_by_force_leaves_nothing():
+async def test_C2_a_forced_stop_leaves_nothing_behind():
     with echo_process() as (url, process):
         manager = manager_of(url, close_timeout=None)
         await manager.start()
@@ -772,7 +772,7 @@ async def test_C2_a_stop_by_force_leaves_nothing():
 
 @slow
 @pytest.mark.within(20)
-async def test_P11_a_caller_that_is_cancelled_while_it_writes_cuts_no_message_off():
+async def test_P11_cancelling_a_caller_while_it_sends_does_not_truncate_the_message():
     text = PING.replace("ping", "x" * 2**25)
     with echo_process() as (url, process):
         async with manager_of(url, max_message_bytes=None) as (read_stream, write_stream):
@@ -787,7 +787,7 @@ async def test_P11_a_caller_that_is_cancelled_while_it_writes_cuts_no_message_of
             assert text_of(await read_stream.receive()) == PING
 
 
-async def test_O17_a_stop_while_the_server_has_not_answered_yet_leaves_nothing():
+async def test_O17_stop_before_the_server_responds_leaves_nothing_behind():
     def silent(connection):
         while connection.recv(4096):
             pass
@@ -809,7 +809,7 @@ async def test_O17_a_stop_while_the_server_has_not_answered_yet_leaves_nothing()
 
 
 @pytest.mark.parametrize("outcome", ["opened", "refused"])
-async def test_no_header_no_user_info_and_no_query_is_shown_anywhere(outcome, caplog):
+async def test_headers_user_info_and_query_are_never_shown(outcome, caplog):
     def refuse(connection, request):
         return connection.respond(403, "no") if outcome == "refused" else None
 
@@ -843,7 +843,7 @@ async def test_no_header_no_user_info_and_no_query_is_shown_anywhere(outcome, ca
     assert base64.b64encode(b"s3cret:s3cret").decode() not in caplog.text + "\n".join(shown)
 
 
-async def test_a_group_of_several_errors_of_what_is_built_on_it_stays_one():
+async def test_a_group_of_several_errors_from_the_body_stays_a_group():
     async def fail(text):
         raise OSError(text)
 
@@ -886,7 +886,7 @@ sessions = pytest.mark.parametrize(("kind", "options"), SESSIONS)
 @slow
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.within(30)
-async def test_sessions_work_on_a_real_server_from_any_task(server):
+async def test_sessions_with_a_real_server_work_from_any_task(server):
     sums = {}
 
     async def add(manager, number):
@@ -912,7 +912,7 @@ async def test_sessions_work_on_a_real_server_from_any_task(server):
 
 @slow
 @pytest.mark.within(30)
-async def test_P1_sessions_whose_server_is_killed_are_lost_with_the_cause():
+async def test_P1_sessions_whose_server_is_killed_are_lost_with_a_cause():
     managers = []
     with mcp_server("websockets") as (url, process):
         for session in SESSIONS:
@@ -925,7 +925,7 @@ async def test_P1_sessions_whose_server_is_killed_are_lost_with_the_cause():
 
 
 @sessions
-async def test_O11_a_server_that_closes_during_the_handshake_says_why(kind, options):
+async def test_O11_the_close_reason_is_noted_if_the_server_closes_during_the_handshake(kind, options):
     def handler(websocket):
         websocket.recv()
         websocket.close(1008, "no such token")
