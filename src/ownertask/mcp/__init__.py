@@ -1,4 +1,4 @@
-"""Managers for MCP: sessions, and the transports below them."""
+"""Connection managers for MCP sessions and their transports."""
 
 from .session import (
     ClientConnectionManager,

@@ -1,8 +1,8 @@
-"""What the two transports over HTTP share: their arguments, and the truth about their failures.
+"""Code shared by the two HTTP transports: argument checks and the detection of failures.
 
-The SDK's transports look at some failures only to log them, and go on as if nothing had been. So the
-`send()` of the HTTP client is looked at, which all requests go through: what it raises and returns is
-known as exactly as the SDK knows it, and the client of a caller is not touched.
+The SDK's transports log some failures and continue as if nothing had happened. This module observes
+`send()` of the HTTP client, through which every request passes, so it sees each response and each
+exception that the SDK sees. It works on a copy and never modifies the caller's client.
 """
 
 import re
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpConnectionManager", "Traffic", "check_http_type", "checked_url", "leaves", "shown_url"]
 
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""What HTTP lets a header be called, and an authentication scheme."""
+"""A valid name of a header or of an authentication scheme."""
 
 UNDERSTOOD: Final = {"application/json", "text/event-stream"}
 EVENT_ID: Final = re.compile(rb"[\r\n]id: ?[^\r\n ]")
@@ -36,11 +36,11 @@ URL_IN_TEXT: Final = re.compile(r"(https?://)(?:[^\s/?#'\"]*@)?([^\s?#'\"]*)(?:[
 
 
 def checked_url(argument: str, url: str) -> str:
-    """A URL of HTTP, if it is one. What it is instead is not shown, as it may hold a secret.
+    """Returns the URL if it is an HTTP URL. The errors do not show it, since it may contain a secret.
 
     Raises:
-        TypeError: It is no string.
-        ValueError: It is another URL, or none.
+        TypeError: It is not a string.
+        ValueError: It is not an HTTP URL.
     """
     if not isinstance(url, str):
         raise TypeError(f"{argument} must be a URL, not {type(url).__name__}")
@@ -54,15 +54,15 @@ def checked_url(argument: str, url: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """The URL without user-info, query and fragment, which may be secret."""
+    """Returns the URL without user-info, query and fragment, which may be secret."""
     return str(_sdk.http.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
 
 
 def check_http_type(argument: str, value: object, expected: type[object]) -> None:
-    """Refuses what is of another type, such as that of the other line's HTTP library.
+    """Checks the type of a value that must come from the HTTP library of the installed SDK.
 
     Raises:
-        TypeError: It is.
+        TypeError: It has another type, such as the same class of the other HTTP library.
     """
     if not isinstance(value, expected):
         kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
@@ -80,7 +80,7 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
         if not TOKEN.fullmatch(name):
             raise ValueError("headers must have names that contain only letters, digits and hyphens")
         if not value.isascii() or not value.isprintable() or value != value.strip():
-            # The HTTP library would say so, too, and show the value.
+            # The HTTP library would also reject it, but its error would show the value.
             raise ValueError(
                 f"headers[{name!r}] must be printable ASCII without leading or trailing spaces"
             )
@@ -88,13 +88,13 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
 
 
 class HttpConnectionManager(ConnectionManager[TransportStreams]):
-    """The base of the transports over HTTP; see the module.
+    """Base class of the HTTP transports.
 
     Attributes:
-        url: Where the server is.
+        url: The server's URL.
         headers: Sent with every request.
         auth: Authenticates every request.
-        httpx_client_factory: Makes the HTTP client of each run.
+        httpx_client_factory: Creates the HTTP client of each run.
     """
 
     def __init__(
@@ -125,16 +125,16 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         return client
 
     def get_streams(self) -> TransportStreams | None:
-        """The pair of streams while the state is `OPEN`, else `None`."""
+        """Returns the pair of streams if the state is `OPEN`, otherwise `None`."""
         return self.connection if self.state is ConnectionState.OPEN else None
 
     @abstractmethod
     def _open_transport(self, traffic: "Traffic") -> AbstractAsyncContextManager[TransportStreams]:
-        """The SDK's transport, on a client that `traffic.observed()` has returned."""
+        """Opens the SDK's transport on a client that `traffic.observed()` returned."""
 
     @abstractmethod
     def _why_fatal(self, request: "Request", response: "Response") -> str | None:
-        """What such an answer means, if nothing can come any more after it; else `None`."""
+        """Returns why the transport cannot continue after this response, or `None` if it can."""
 
     @override
     @asynccontextmanager
@@ -153,7 +153,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
                         traffic.is_over = True
         except BaseException as error:
             self._tell(error, traffic.refusal)
-            # Many requests can fail of the same, of which the first tells enough.
+            # Many requests can fail for the same reason, so the first failure is enough.
             cancelled = get_cancelled_exc_class()
             kinds = [type(leaf) for leaf in leaves(error) if not isinstance(leaf, cancelled)]
             are_http = kinds and all(issubclass(kind, _sdk.http.HTTPError) for kind in kinds)
@@ -164,7 +164,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
             raise traffic.failure
 
     def _tell(self, error: BaseException | None, refusal: str | None) -> None:
-        """Has all that is known noted, and no secret left in the text of an error."""
+        """Adds all known facts as notes, and removes secrets from the text of the error."""
         if refusal is not None:
             self._add_fact(refusal)
         for leaf in leaves(error) if error is not None else ():
@@ -175,14 +175,14 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
 
 
 class Traffic:
-    """What is seen of the requests of one run.
+    """Observes the requests of one run.
 
     Attributes:
-        scope: Around the transport; cancelled by a failure, as the SDK's own task group is.
-        has_asked: Whether a request was made, and did not fail.
-        failure: What has ended the transport without the SDK's saying so.
-        refusal: The last answer, if it was one that helps nobody on.
-        is_over: Whether the transport is being closed, and can fail no more.
+        scope: The scope around the transport. A failure cancels it.
+        has_asked: Whether a request was sent and has not failed.
+        failure: The first failure that ended the transport. The SDK may only have logged it.
+        refusal: Why the last response could not be used, or `None`.
+        is_over: Whether the transport is closing. Failures are ignored from then on.
     """
 
     def __init__(
@@ -199,13 +199,13 @@ class Traffic:
         self._why_fatal = why_fatal
 
     def fail(self, error: Exception) -> None:
-        """Ends the transport, unless that is going on already."""
+        """Ends the transport, unless it is already ending."""
         if not self.is_over and self.failure is None:
             self.failure = error
             self.scope.cancel()
 
     def observed(self, client: "AsyncClient") -> "AsyncClient":
-        """The client with its requests seen; the one that is given stays as it is."""
+        """Returns a copy of the client whose requests are observed."""
         client_send = cast("Callable[..., Awaitable[Response]]", client.send)
 
         async def send(request: "Request", **options: object) -> "Response":
@@ -214,13 +214,13 @@ class Traffic:
                 response = await client_send(request, **options)
             except Exception as error:
                 self.has_asked = False
-                # The SDK can do without the stream of a GET; but where nobody listens for that,
-                # nobody does for messages.
+                # The SDK can continue without the stream that a GET opens. But if the GET cannot
+                # connect, messages cannot be sent either.
                 if request.method == "POST" or isinstance(error, _sdk.http.ConnectError):
                     self.fail(error)
                 raise
             if (why := self._why_fatal(request, response)) is not None:
-                # In the place of the SDK's error, which shows and logs the whole URL.
+                # Replaces the SDK's error, which shows and logs the whole URL.
                 await response.aclose()
                 text = f"{_status(response)}: {why}"
                 refusal = _sdk.http.HTTPStatusError(text, request=request, response=response)
@@ -235,14 +235,14 @@ class Traffic:
 
     def _see(self, request: "Request", response: "Response") -> None:
         if request.method == "GET" and response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            return  # so does a server say that it has no stream of its own
+            return  # the server does not offer an event stream, as the specification allows
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not response.is_success:
             self.refusal = _status(response)
         elif (
             response.status_code == HTTPStatus.OK
             and content_type not in UNDERSTOOD
-            and response.headers.get("content-length") != "0"  # which acknowledges a notification
+            and response.headers.get("content-length") != "0"  # acknowledges a notification
         ):
             self.refusal = f"{_status(response)}, Content-Type: {content_type or 'none'}"
         else:
@@ -251,7 +251,7 @@ class Traffic:
             response.stream = _Body(cast("AsyncByteStream", response.stream), self.fail)
 
     def read_instead(self, error: Exception) -> None:
-        """Is told what the SDK has put into the read stream instead of a message."""
+        """Handles an exception that the SDK put into the read stream in place of a message."""
         if isinstance(error, _sdk.http.TransportError):
             self._lose(error)
         else:
@@ -260,10 +260,11 @@ class Traffic:
 
 
 class _Body(_sdk.http.AsyncByteStream):
-    """The body of an answer; tells of a break after which the SDK would wait for ever.
+    """The body of a response. Reports if it breaks off and the SDK would wait forever.
 
-    It does not if there was an event with an id, from which the SDK takes it up again. A proper end
-    without an answer is no break: so may a server end a call that was cancelled.
+    If an event had an id, a break is not reported, because the SDK resumes the stream from there. A
+    normal end of the stream is never reported: a server may end the stream of a cancelled call
+    without a response.
     """
 
     def __init__(self, body: "AsyncByteStream", on_break: Callable[[Exception], object]) -> None:
@@ -300,7 +301,7 @@ def _status(response: "Response") -> str:
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions at the bottom of its groups."""
+    """Yields the exceptions in a group, at any depth, or the exception itself if it is not a group."""
     if isinstance(error, BaseExceptionGroup):
         for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from leaves(part)
@@ -309,14 +310,14 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _make_presentable(error: BaseException) -> None:
-    """Takes user-info, query and fragment out of the URLs in its text; its type and all else stay."""
+    """Removes user-info, query and fragment from the URLs in an error's text; changes nothing else."""
     response = error.response if isinstance(error, _sdk.http.HTTPStatusError) else None
-    # These two may be of a shape that no pattern tells from the text around them.
+    # A pattern cannot always find the end of a URL in a text. These two URLs are known.
     urls = () if response is None else (str(response.url), response.headers.get("location", ""))
 
     def presentable(text: str) -> str:
         for url in urls:
-            if f"'{url}'" in text:  # as the HTTP library shows both
+            if f"'{url}'" in text:  # the HTTP library quotes both
                 text = text.replace(f"'{url}'", f"'{shown_url(url)}'")
         return URL_IN_TEXT.sub(r"\1\2", text)
 
@@ -324,7 +325,7 @@ def _make_presentable(error: BaseException) -> None:
 
 
 def _reason_of(error: BaseException) -> str | None:
-    """What an error without a text was raised from. trio's and anyio's often have none."""
+    """Describes the cause of an error that has no text. Errors of trio and anyio often have none."""
     found: BaseException | None = error
     while found is not None and not str(found):
         found = found.__cause__ or found.__context__

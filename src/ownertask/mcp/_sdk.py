@@ -1,6 +1,6 @@
-"""Every difference between the SDK's lines 1.x and 2.x, and nothing else.
+"""Every difference between SDK 1.x and 2.x, and nothing else.
 
-Types are those of 2.x, against which ownertask is checked.
+The types come from 2.x, which ownertask is type-checked against.
 """
 
 import inspect
@@ -45,17 +45,17 @@ __all__ = [
 SDK_VERSION: Final = version("mcp")
 HAS_CLIENT: Final = int(SDK_VERSION.partition(".")[0]) >= 2
 FORGETS_BROKEN_RESPONSES: Final = not HAS_CLIENT
-"""Whether a call is never answered if the streamed answer to it breaks off."""
+"""Whether a call waits forever if its streamed response breaks off."""
 
 if not TYPE_CHECKING:
     http = import_module("httpx2" if HAS_CLIENT else "httpx")
 
 
 def client_type() -> "type[Client]":
-    """The SDK's `Client`.
+    """Returns the SDK's `Client`.
 
     Raises:
-        RuntimeError: It is a 1.x, which has none.
+        RuntimeError: mcp 1.x is installed, which has no `Client`.
     """
     if not HAS_CLIENT:
         raise RuntimeError(
@@ -68,7 +68,7 @@ def client_type() -> "type[Client]":
 
 
 def check_options(target: Callable[..., object], options: Iterable[str]) -> None:
-    """Refuses options that the SDK's callable does not take, and those that are the manager's to give.
+    """Rejects options that the SDK's callable does not accept or that only the manager may pass.
 
     Raises:
         TypeError: There is such an option.
@@ -84,14 +84,14 @@ def check_options(target: Callable[..., object], options: Iterable[str]) -> None
 
 
 @asynccontextmanager
-# Any: the options are of the types that check_options has found the installed SDK to take.
+# Any: the types depend on the installed SDK. check_options() has checked the names.
 async def open_session(
     streams: "TransportStreams", options: Mapping[str, Any]
 ) -> "AsyncGenerator[ClientSession]":
-    """A `ClientSession`, and an end to each call that it has not answered when it is left.
+    """Opens a `ClientSession`. On exit, its pending calls fail.
 
-    Of durations, 1.x takes `timedelta` only, and 2.x seconds only. And 1.x lets the calls that are
-    under way wait for ever when a session is left.
+    1.x accepts durations only as a `timedelta`, 2.x only as seconds. On exit from a session, 1.x
+    leaves its pending calls waiting forever.
     """
     converted = dict(options)
     seconds = converted.get("read_timeout_seconds")
@@ -110,10 +110,10 @@ async def open_session(
 
 def _end_calls(session: ClientSession) -> None:
     error = ErrorData(code=CONNECTION_CLOSED, message="Connection closed")
-    # Any: the types are those of 2.x, which has no such attribute.
+    # Any: the types come from 2.x, which does not have this attribute.
     waiting: dict[str | int, Any] = vars(session)["_response_streams"]
     for request_id, stream in waiting.items():
-        # It has an answer, or nobody waits for one any more.
+        # The call already has its response, or its caller is gone.
         with suppress(WouldBlock, BrokenResourceError, ClosedResourceError):
             stream.send_nowait(JSONRPCError(jsonrpc="2.0", id=request_id, error=error))
 
@@ -122,13 +122,13 @@ def _end_calls(session: ClientSession) -> None:
 async def stdio_streams(
     server: StdioServerParameters, errlog: TextIO
 ) -> "AsyncGenerator[TransportStreams]":
-    """The SDK's transport.
+    """Opens the SDK's transport, and works around two defects of 1.x.
 
-    1.x leaves its streams open if it is cancelled while it closes. And where 2.x says that the
-    connection is closed, 1.x crashes, if it writes to a server that has just gone.
+    If 1.x is cancelled while it closes, it leaves its streams open. If it writes to a server that
+    has just exited, it crashes, while 2.x reports a closed connection.
 
-    Starting the process is shielded: asyncio, cancelled while it does that, kills the process and
-    does not wait for its end. It takes some milliseconds.
+    Starting the process takes a few milliseconds and is shielded: if a task is cancelled at that
+    point, asyncio kills the process without waiting for its end.
     """
     thrown: BaseException | None = None
     try:
@@ -145,13 +145,13 @@ async def stdio_streams(
     except* BrokenResourceError as broken:
         raise _connection_closed() from broken
     except* ProcessLookupError:
-        # By a forced stop 1.x kills a server, which may have ended by itself just then.
+        # In a forced stop, 1.x kills the server, which may have exited on its own just before.
         if isinstance(thrown, Exception):
             raise
 
 
 def _connection_closed() -> Exception:
-    """What the SDK raises from calls whose connection has ended."""
+    """Returns the error that the SDK raises from calls when the connection has ended."""
     message = "Connection closed"
     if HAS_CLIENT:
         from mcp import MCPError
@@ -159,7 +159,7 @@ def _connection_closed() -> Exception:
         return MCPError(CONNECTION_CLOSED, message)
     from mcp.shared import exceptions
 
-    # Any: the types are those of 2.x, where this class has another name.
+    # Any: the types come from 2.x, in which this class has another name.
     error_type: Any = vars(exceptions)["McpError"]
     return cast("Exception", error_type(ErrorData(code=CONNECTION_CLOSED, message=message)))
 
@@ -179,7 +179,7 @@ async def sse_streams(
     make_client: "McpHttpClientFactory",
     on_session_created: Callable[[str], object] | None,
 ) -> "AsyncGenerator[TransportStreams]":
-    """The SDK's transport. It makes its client by itself, and closes it."""
+    """Opens the SDK's transport, which creates and closes its own HTTP client."""
     on_created = cast("Callable[[str], None] | None", on_session_created)
     async with (
         sse_client(url, httpx_client_factory=make_client, on_session_created=on_created) as streams,
@@ -188,12 +188,12 @@ async def sse_streams(
         yield streams
 
 
-# Any: the options are of the types that check_options has found the installed SDK to take.
+# Any: the types depend on the installed SDK. check_options() has checked the names.
 @asynccontextmanager
 async def streamable_http_streams(
     url: str, http_client: "http.AsyncClient", options: Mapping[str, Any]
 ) -> "AsyncGenerator[TransportStreams]":
-    """The SDK's transport on a client that it does not close. 1.x yields a third value."""
+    """Opens the SDK's transport on a client that it does not close. 1.x yields a third value."""
     async with streamable_http_client(url, http_client=http_client, **options) as all_streams:
         streams = (all_streams[0], all_streams[1])
         async with _closing(streams):
@@ -209,7 +209,7 @@ async def _closing(streams: "TransportStreams") -> "AsyncGenerator[None]":
 
 
 def message_from_json(text: str) -> "SessionMessage | Exception":
-    """A message, or why it is none, which is a message's place in a read stream, too."""
+    """Returns the message, or the exception that a read stream carries in place of an invalid one."""
     from mcp.shared.message import SessionMessage
 
     try:
@@ -217,7 +217,7 @@ def message_from_json(text: str) -> "SessionMessage | Exception":
             from mcp_types import jsonrpc_message_adapter
 
             return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
-        # Any: the types are those of 2.x, where this is no class.
+        # Any: the types come from 2.x, in which this is not a class.
         message_type: Any = types.JSONRPCMessage
         return SessionMessage(message_type.model_validate_json(text))
     except ValueError as exc:
@@ -225,7 +225,7 @@ def message_from_json(text: str) -> "SessionMessage | Exception":
 
 
 def message_to_json(message: "SessionMessage") -> str:
-    """As the SDK's own transports have it."""
+    """Returns the text that the SDK's own transports would send."""
     if HAS_CLIENT:
         return message.message.model_dump_json(by_alias=True, exclude_unset=True)
     return message.message.model_dump_json(by_alias=True, exclude_none=True)

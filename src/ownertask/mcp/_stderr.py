@@ -1,8 +1,8 @@
-"""A server's stderr, which the SDK hands through to a file descriptor and never sees.
+"""Reads a server's stderr, which the SDK only passes to a file descriptor.
 
-Here it goes through a pipe, so that it can go on to anything that takes text, and so that its tail is
-known. It is read for as long as the server lives, whatever becomes of what was read: a server that
-finds its stderr full would stop.
+The server writes to a pipe, so its stderr can go to any object that accepts text, and its last lines can
+be kept. The pipe is read as long as the server runs, even if `errlog` fails: a server with a full
+stderr would block.
 """
 
 import codecs
@@ -20,33 +20,33 @@ __all__ = ["ErrorLog", "StderrTail", "piped_stderr"]
 logger = logging.getLogger("ownertask")
 
 TAIL_BYTES: Final = 8192
-"""As much of a server's stderr is kept: a traceback or two."""
+"""How much of a server's stderr is kept: a traceback or two."""
 
 CHUNK_BYTES: Final = 65536
-"""As much is read at once: what a pipe holds on Linux."""
+"""How much is read at once: the default capacity of a pipe on Linux."""
 
 LAST_CHUNKS: Final = 16
-"""So many are read when the server has ended, which is all that a pipe can hold. It may have no end:
-a process that the server has started can go on writing."""
+"""How many chunks are read after the server has ended: enough for the largest pipe. The limit is
+needed because a child process of the server can continue to write."""
 
 
 class ErrorLog(Protocol):
-    """What a server's stderr can go to: a file, `io.StringIO`, a notebook's or a test's stream."""
+    """Accepts a server's stderr: a file, an `io.StringIO`, the stream of a notebook or a test."""
 
     def write(self, text: str, /) -> object:
-        """Takes a text. If there is a `flush()`, too, it is called after each."""
+        """Writes a text. If the object has a `flush()` method, it is called after each write."""
         ...
 
 
 class StderrTail:
-    """The last lines of what was fed to it: `TAIL_BYTES` at most."""
+    """Keeps the last lines of its input, at most `TAIL_BYTES`."""
 
     def __init__(self) -> None:
         self._kept = b""
         self._is_cut = False
 
     def feed(self, data: bytes) -> None:
-        """Keeps the end of what there is."""
+        """Adds data, and drops what is too old to keep."""
         kept = self._kept + data
         self._is_cut = self._is_cut or len(kept) > TAIL_BYTES
         self._kept = kept[-TAIL_BYTES:]
@@ -61,17 +61,17 @@ class StderrTail:
 
 @asynccontextmanager
 async def piped_stderr(name: str, errlog: ErrorLog | None, tail: StderrTail) -> AsyncGenerator[TextIO]:
-    """A file to be a server's stderr. What is written to it goes to `errlog` and into `tail`.
+    """Yields a file to use as a server's stderr. Its content is passed on to `errlog` and `tail`.
 
-    At the end, all that a server which has ended has written was read.
+    If the server has ended before this context manager is exited, all of its output is passed on.
 
     Args:
-        name: Whose stderr it is, for the log.
-        errlog: Is written to in the event loop, as soon as there is something. If that fails, it is
+        name: The name of the manager, for the log.
+        errlog: Receives the text in the event loop, as soon as it arrives. If a write fails, that is
             logged, and nothing more is written.
-        tail: Is fed with it.
+        tail: Receives the same data.
     """
-    if sys.platform == "win32":  # pragma: no cover - an event loop cannot wait for a pipe there
+    if sys.platform == "win32":  # pragma: no cover - an event loop cannot wait for a pipe on Windows
         with _descriptor_of(errlog) as file:
             yield file
         return
@@ -88,7 +88,7 @@ async def piped_stderr(name: str, errlog: ErrorLog | None, tail: StderrTail) -> 
 
         try:
             async with anyio.create_task_group() as task_group:
-                # A server that is ended by force may have much to say until it is.
+                # A server can write a lot while a forced stop ends it.
                 reading = anyio.CancelScope(shield=True)
                 task_group.start_soon(read)
                 try:
@@ -119,7 +119,7 @@ def _passing_on(name: str, errlog: ErrorLog | None, tail: StderrTail) -> _PassOn
             flush = getattr(errlog, "flush", None)
             if flush is not None:
                 flush()
-        except Exception:  # whatever it is: the server is not to suffer from it
+        except Exception:  # no error of errlog may affect the server
             errlog = None
             logger.warning(
                 "%s: writing the server's stderr to errlog failed; the rest is not written",
@@ -133,5 +133,5 @@ def _passing_on(name: str, errlog: ErrorLog | None, tail: StderrTail) -> _PassOn
 def _descriptor_of(errlog: ErrorLog | None) -> TextIO:  # pragma: no cover - for Windows
     try:
         return os.fdopen(os.dup(cast("TextIO", errlog).fileno()), "w")
-    except (AttributeError, OSError):  # it has none
+    except (AttributeError, OSError):  # errlog has no descriptor
         return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

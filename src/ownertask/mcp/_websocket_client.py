@@ -1,10 +1,10 @@
-"""The WebSocket client that the SDK's 2.x line lacks, on the `websockets` library.
+"""A WebSocket client based on the `websockets` library; mcp 2.x has none.
 
-* One JSON-RPC message is one text message. What is no JSON-RPC reaches the reader as an exception.
-* No task and no buffer is between a caller and the library, except that on trio a task does the
-  writing: a caller's cancellation would leave half a message on the wire there.
-* Closing takes `close_timeout` at most, whatever the peer does, and leaves no socket and no task.
-* The library's own log of handshakes and frames, which shows headers, is never written.
+* Each text message is one JSON-RPC message. If it is not valid, the reader receives an exception.
+* There is no task and no buffer between a caller and the library, except for writing on trio. There, a
+  task writes each message, because a cancelled caller would leave half a message on the wire.
+* Closing takes at most `close_timeout`, even if the peer is frozen. It leaves no socket and no task.
+* The library's own log of handshakes and frames is never written, because it shows headers.
 """
 
 import logging
@@ -40,7 +40,7 @@ UNSUPPORTED_DATA: Final = 1003
 PROXY_SCHEMES: Final = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
 HAS_PROXY: Final = "proxy" in signature(connect).parameters
 
-# Not made by getLogger(), so that no configuration can turn its DEBUG on.
+# Not created by getLogger(), so no configuration can set it to DEBUG.
 _logger = logging.Logger("ownertask.websocket", logging.WARNING)  # noqa: LOG001
 _logger.parent = logging.getLogger("ownertask")
 
@@ -49,10 +49,10 @@ WebSocket = TypeAliasType("WebSocket", "ClientConnection | TrioClientConnection"
 
 
 def check_url(url: str) -> None:
-    """Refuses what the library would refuse later, with the whole URL in its text.
+    """Rejects a URL that the library would reject later in an error that shows the whole URL.
 
     Raises:
-        ValueError: It is no WebSocket URL.
+        ValueError: It is not a WebSocket URL.
     """
     from websockets.uri import parse_uri
 
@@ -66,10 +66,10 @@ def check_url(url: str) -> None:
 
 
 def check_proxy(proxy: str) -> None:
-    """The same for a proxy.
+    """Rejects an invalid proxy URL in the same way.
 
     Raises:
-        ValueError: It is no proxy's URL, or the library knows no proxies.
+        ValueError: It is not a proxy URL, or the library is too old to support proxies.
     """
     if not HAS_PROXY:
         raise ValueError(f"proxy requires websockets 15 or newer; {library_version} is installed")
@@ -105,15 +105,16 @@ async def websocket_streams(
     """Opens a connection, and closes it within `close_timeout` seconds.
 
     Args:
-        url: A URL that `check_url()` has passed.
-        options: What else the library's `connect()` takes.
-        close_timeout: Seconds for writing what is being written, and for the closing handshake.
-        on_end: Called when the connection has ended by itself: by the reader when it comes to that
-            end, or at once if nobody has begun to read.
-        add_fact: Called with what is known of a refusal.
+        url: A URL that passed `check_url()`.
+        options: Other arguments of the library's `connect()`.
+        close_timeout: Maximum time for finishing a write and for the closing handshake together, in
+            seconds; `None` waits indefinitely.
+        on_end: Called when the connection ends before this context manager is exited. The reader
+            calls it after the last message. If nothing was read yet, it is called at once.
+        add_fact: Called with the status of a refused upgrade.
     """
     opening = _connector()(url, **options, close_timeout=close_timeout, logger=_logger)
-    # If it followed a redirect, the headers would go to whoever that names.
+    # If the library followed a redirect, it would send the headers to another server.
     vars(opening)["process_redirect"] = _unchanged
     scheme = urlsplit(url).scheme
     thrown: BaseException | None = None
@@ -138,12 +139,12 @@ async def websocket_streams(
                 reader.is_closed = writer.is_closed = True
                 watching.cancel()
                 scope.deadline = anyio.current_time() + (inf if close_timeout is None else close_timeout)
-    if thrown is not None:  # closing was cut off, and the scope has taken the error for that
+    if thrown is not None:  # closing was cut off, and the scope swallowed the error
         raise thrown
 
 
 def _connector() -> Callable[..., AbstractAsyncContextManager[WebSocket]]:
-    """The library's `connect` for the backend in use."""
+    """Returns the library's `connect` for the backend in use."""
     if current_token().backend_class.__name__ != "TrioBackend":
         return connect
     try:
@@ -164,7 +165,7 @@ def _unchanged(error: Exception) -> Exception:
 async def _opened(
     opening: AbstractAsyncContextManager[WebSocket], scheme: str, add_fact: Callable[[str], object]
 ) -> AsyncGenerator[WebSocket]:
-    """What the library opens, with its errors made plain, and with a certain end."""
+    """Opens the connection, makes the library's errors clear, and closes the socket in any case."""
     websocket: WebSocket | None = None
     try:
         async with AsyncExitStack() as stack:
@@ -177,9 +178,9 @@ async def _opened(
                 add_fact(f"the server refused the {scheme}:// upgrade with {status}{scheme_asked}")
                 raise
             except Exception as exc:
-                if type(exc).__name__ == "InvalidProxy":  # it shows the URL, and 13 does not have it
+                if type(exc).__name__ == "InvalidProxy":  # shows the URL; websockets 13 lacks it
                     raise ValueError("the proxy URL in the environment is invalid") from None
-                if isinstance(exc.__cause__, ssl.SSLError):  # trio's own error says nothing
+                if isinstance(exc.__cause__, ssl.SSLError):  # trio's own error has no text
                     raise exc.__cause__ from None
                 raise
             yield websocket
@@ -196,11 +197,11 @@ async def _close(websocket: WebSocket, code: int, reason: str) -> None:
 
 
 async def _abort(websocket: ClientConnection) -> None:
-    """Ends what a cancelled closing handshake has left open; on trio it ends with its nursery."""
+    """Closes what a cancelled closing handshake left open. On trio, the nursery does that."""
     with CancelScope(shield=True):
         websocket.transport.abort()
         await websocket.wait_closed()
-        await checkpoint()  # that has cancelled the task that sends the pings
+        await checkpoint()  # lets the cancelled ping task end
 
 
 async def _watch(
@@ -209,12 +210,12 @@ async def _watch(
     on_end: Callable[[ConnectionClosed], object],
     watching: CancelScope,
 ) -> None:
-    """Notices the end where nobody reads; who reads is to have all messages before it."""
+    """Reports the end if nobody reads. Otherwise the reader reports it, after the last message."""
     with watching:
         await websocket.wait_closed()
         if not reader.is_read or reader.is_closed:
             try:
-                await websocket.ping()  # it raises why that is impossible
+                await websocket.ping()  # raises ConnectionClosed with the code and the reason
             except ConnectionClosed as closed:
                 on_end(closed)
 
@@ -239,7 +240,7 @@ class _Stream:
 
 
 class _ReadStream(_Stream):
-    """The messages of the server, each read from the library when it is asked for."""
+    """The server's messages. Each is read from the library when the caller asks for it."""
 
     def __init__(self, websocket: WebSocket, on_end: Callable[[ConnectionClosed], object]) -> None:
         super().__init__()
@@ -288,7 +289,7 @@ class _WriteStream(_Stream):
 
 
 def _sender_in_tasks(websocket: WebSocket, task_group: TaskGroup) -> Callable[[str], Awaitable[None]]:
-    """Sends in the transport's own tasks, so that no caller's cancellation cuts a message off."""
+    """Sends in the transport's own tasks, so a cancelled caller does not cut off a message."""
 
     async def send(text: str) -> None:
         is_sent = False

@@ -1,7 +1,7 @@
-"""An initialised MCP session and its transport, in one owner task.
+"""An initialized MCP session and its transport in one owner task.
 
-A manager of the streams alone is half a cure: the session on top has a task group of its own, with
-the same demand to be left in the task that has entered it.
+A manager for the streams alone is not enough: the session on top of them has its own task group, which
+must also be exited in the task that entered it.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientConnectionManager", "ClientOptions", "SessionConnectionManager", "SessionOptions"]
 
 START_TIMEOUT: Final = 60.0
-"""Seconds for opening the transport and the handshake together; the SDK itself waits for ever."""
+"""Seconds for opening the transport and the handshake together. The SDK itself waits forever."""
 
 
 class _CommonOptions(TypedDict, total=False):
@@ -53,10 +53,10 @@ class _CommonOptions(TypedDict, total=False):
 
 
 class SessionOptions(_CommonOptions, total=False):
-    """What the SDK's `ClientSession` takes; of mcp 1.x and 2.x, what either has."""
+    """The options of the SDK's `ClientSession`, from both mcp 1.x and 2.x."""
 
     read_timeout_seconds: float | timedelta | None
-    # Any: as the SDK has them.
+    # Any: the SDK's own types.
     extensions: dict[str, dict[str, Any]] | None
     result_claims: "Mapping[str, Sequence[ResultClaim[Any]]] | None"
     notification_bindings: "Sequence[NotificationBinding[Any]] | None"
@@ -64,7 +64,7 @@ class SessionOptions(_CommonOptions, total=False):
 
 
 class ClientOptions(_CommonOptions, total=False):
-    """What the SDK's `Client` takes."""
+    """The options of the SDK's `Client`."""
 
     raise_exceptions: bool
     read_timeout_seconds: float | None
@@ -76,7 +76,7 @@ class ClientOptions(_CommonOptions, total=False):
 
 
 class SessionConnectionManager(ConnectionManager[ClientSession]):
-    """Opens a transport and an SDK session on it; `start()` returns it initialised."""
+    """Opens a transport and an SDK session on it; `start()` returns the initialized session."""
 
     def __init__(
         self,
@@ -86,20 +86,22 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
         start_timeout: float | None = START_TIMEOUT,
         **options: Unpack[SessionOptions],
     ) -> None:
-        """Makes a manager; nothing is opened yet.
+        """Creates a manager without opening anything.
 
         Args:
-            transport: A manager of the streams; it must not be started by itself. Also the
-                parameters of a stdio server, or the URL of a streamable HTTP server.
-            name: See `ConnectionManager`.
-            start_timeout: Seconds for opening the transport and the handshake together, 60 if not
-                given, `None` for any time.
-            **options: What the SDK's `ClientSession` takes beside the streams.
-                `read_timeout_seconds` may be seconds or a `timedelta` on either line of the SDK.
+            transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
+                HTTP server. Do not start the transport manager yourself.
+            name: See `ConnectionManager`. The default contains the transport's name.
+            start_timeout: Maximum time for opening the transport and the handshake together, in
+                seconds; 60 by default; `None` waits indefinitely.
+            **options: The options of the SDK's `ClientSession`; see `SessionOptions`.
+                `read_timeout_seconds` may be seconds or a `timedelta` with both mcp 1.x and 2.x.
 
         Raises:
-            TypeError: `transport` is something else, or the installed SDK has no such option.
-            ValueError: `start_timeout` is negative or NaN, or `transport` is no HTTP URL.
+            TypeError: `transport`, `name` or `start_timeout` has the wrong type, or the installed SDK
+                does not accept one of the options.
+            ValueError: `start_timeout` is negative or NaN, or `transport` is neither a valid HTTP URL
+                nor valid server parameters.
         """
         self.transport: ConnectionManager[TransportStreams] = _as_transport(transport)
         default_name = f"{type(self).__name__} on {self.transport.name}"
@@ -120,10 +122,10 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
 
 
 class ClientConnectionManager(ConnectionManager["Client"]):
-    """Opens a transport and the SDK's `Client` on it; `start()` returns it connected.
+    """Opens a transport and the SDK's `Client` on it; `start()` returns the connected client.
 
-    Needs mcp 2 or newer. Without a `mode`, the client negotiates the protocol's version with the
-    server (`mode="auto"`).
+    Requires mcp 2.x. By default, the client negotiates the protocol version with the server
+    (`mode="auto"`).
     """
 
     def __init__(
@@ -134,21 +136,22 @@ class ClientConnectionManager(ConnectionManager["Client"]):
         start_timeout: float | None = START_TIMEOUT,
         **options: Unpack[ClientOptions],
     ) -> None:
-        """Makes a manager; nothing is opened yet.
+        """Creates a manager without opening anything.
 
         Args:
-            transport: A manager of the streams; it must not be started by itself. Also the
-                parameters of a stdio server, or the URL of a streamable HTTP server.
-            name: See `ConnectionManager`.
-            start_timeout: Seconds for opening the transport and the handshake together, 60 if not
-                given, `None` for any time.
-            **options: What the SDK's `Client` takes beside the server.
+            transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
+                HTTP server. Do not start the transport manager yourself.
+            name: See `ConnectionManager`. The default contains the transport's name.
+            start_timeout: Maximum time for opening the transport and the handshake together, in
+                seconds; 60 by default; `None` waits indefinitely.
+            **options: The options of the SDK's `Client`; see `ClientOptions`.
 
         Raises:
             RuntimeError: mcp 1.x is installed.
-            TypeError: `transport` is something else, or the installed SDK has no such option.
-            ValueError: `start_timeout` is negative or NaN, `transport` is no HTTP URL, or the SDK
-                refuses an option.
+            TypeError: `transport`, `name` or `start_timeout` has the wrong type, or the installed SDK
+                does not accept one of the options.
+            ValueError: `start_timeout` is negative or NaN, `transport` is neither a valid HTTP URL nor
+                valid server parameters, or the SDK refuses an option's value.
         """
         client_type = _sdk.client_type()
         self.transport: ConnectionManager[TransportStreams] = _as_transport(transport)
@@ -158,10 +161,10 @@ class ClientConnectionManager(ConnectionManager["Client"]):
         _sdk.check_options(client_type, options)
         cache = options.get("cache")
         if cache is not None and cache.target_id is None and isinstance(transport, str):
-            # The SDK would take it from the URL, and does not get to see that.
+            # The SDK would use the URL, but it is given only the transport.
             options["cache"] = replace(cache, target_id=_without_user_info(transport))
         self.options: ClientOptions = options
-        self._create_client()  # opens nothing, and lets the SDK check the options' values
+        self._create_client()  # opens nothing; lets the SDK check the values of the options
 
     def _create_client(self) -> "Client":
         return _sdk.client_type()(self.open_inner(self.transport), **self.options)

@@ -1,9 +1,6 @@
-"""A server spoken to by HTTP requests, which speaks through one stream of server-sent events.
+"""The HTTP+SSE transport: requests carry messages to the server, one event stream carries its own.
 
-The SDK's `sse_client`, in an owner task. The end of the event stream is a loss, and so is a request
-that is refused or fails, after which the SDK sends no other.
-
-Source: https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-with-sse
+Runs the SDK's `sse_client` in an owner task.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -25,12 +22,20 @@ __all__ = ["SseConnectionManager"]
 
 
 class SseConnectionManager(HttpConnectionManager):
-    """Opens a server's stream of events; the connection is the SDK's pair of streams.
+    """Opens a server's event stream; the connection is the SDK's pair of streams.
 
-    For calls, put a `SessionConnectionManager` or `ClientConnectionManager` on top.
+    To call the server, pass this manager to a `SessionConnectionManager` or
+    `ClientConnectionManager`.
+
+    The connection is lost if the event stream ends or breaks off. It is also lost if a message
+    cannot be sent, or if the server refuses one with a 4xx or 5xx status: the SDK sends no other
+    message after that.
+
+    Source:
+        <https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-with-sse>
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what the SDK takes, in the usual order
+    def __init__(  # noqa: PLR0913, PLR0917 - the SDK's arguments, in the usual order
         self,
         url: str,
         headers: Mapping[str, str] | None = None,
@@ -42,23 +47,25 @@ class SseConnectionManager(HttpConnectionManager):
         name: str | None = None,
         on_session_created: Callable[[str], object] | None = None,
     ) -> None:
-        """Makes a manager; nothing is opened yet.
+        """Creates a manager without opening anything.
 
         Args:
-            url: Where the stream of events is.
+            url: The URL of the event stream.
             headers: Sent with every request.
-            timeout: Seconds for each step of a request but for reading, `None` for any time.
-            sse_read_timeout: Seconds without an event after which the connection is lost, `None` for
-                any time.
-            auth: Authenticates every request: an `httpx2.Auth`, with mcp 1.x an `httpx.Auth`.
-            httpx_client_factory: Is given `headers`, `timeout` and `auth`, and makes the HTTP client
-                of each run, which is closed with it. `None` means the SDK's.
-            name: See `ConnectionManager`; without one, the URL is shown without user-info and query.
-            on_session_created: Is given the session's id, if the server tells one.
+            timeout: Maximum time for each step of a request except reading (connecting, sending,
+                waiting for a free connection), in seconds; `None` waits indefinitely.
+            sse_read_timeout: Maximum time without receiving data, in seconds, after which the
+                connection is lost; `None` waits indefinitely.
+            auth: Authenticates every request: an `httpx2.Auth`, or an `httpx.Auth` with mcp 1.x.
+            httpx_client_factory: Creates the HTTP client of each run from `headers`, `timeout` and
+                `auth`. The client is closed when the run ends. `None` uses the SDK's factory.
+            name: See `ConnectionManager`. The default contains the URL without user-info and query.
+            on_session_created: Called with the session id if the server sends one in the URL of its
+                `endpoint` event.
 
         Raises:
-            TypeError: An argument is of another type, such as an `auth` of the other HTTP library.
-            ValueError: `url` is no HTTP URL, a timeout is negative or NaN, or a header cannot be sent.
+            TypeError: An argument has the wrong type, such as an `auth` from the other HTTP library.
+            ValueError: `url` is not an HTTP URL, a timeout is negative or NaN, or a header is invalid.
         """
         super().__init__(url, headers, auth, httpx_client_factory, name=name)
         self.timeout: float | None = checked_timeout("timeout", timeout)

@@ -1,10 +1,6 @@
-"""A server as a subprocess, spoken to over its stdin and stdout.
+"""The stdio transport: runs a server as a subprocess and talks to it over its stdin and stdout.
 
-The SDK's `stdio_client`, in an owner task. Closing follows the specification's order: the server's
-stdin is closed, and if it does not exit then, it is terminated, and killed at last. Each of these
-waits is bounded by the SDK.
-
-Source: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown
+Runs the SDK's `stdio_client` in an owner task.
 """
 
 import io
@@ -27,12 +23,19 @@ __all__ = ["StdioConnectionManager"]
 class StdioConnectionManager(ConnectionManager[TransportStreams]):
     """Starts a server as a subprocess; the connection is its pair of streams.
 
-    For calls, put a `SessionConnectionManager` or `ClientConnectionManager` on top: a session has
-    tasks of its own, which need an owner as much as the transport does.
+    To call the server, pass this manager to a `SessionConnectionManager` or
+    `ClientConnectionManager`. A session has its own tasks, and they need an owner task, too.
 
-    A server that closes its stdout, most often by its end, is lost: that is noticed by whoever reads
-    the stream, as a session does all the time. What it has written to its stderr at last is a note on
-    the error.
+    If the server closes its stdout, usually because it exited, the connection is lost. The task that
+    reads the stream detects this; a session always reads. The last lines of the server's stderr are
+    a note on the error.
+
+    Closing follows the order in the specification: the SDK closes the server's stdin, waits for the
+    server to exit, then terminates it, and finally kills it. The SDK bounds each wait. On mcp 1.x, a
+    forced stop kills the server at once.
+
+    Source:
+        <https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown>
     """
 
     def __init__(
@@ -42,22 +45,25 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         *,
         name: str | None = None,
     ) -> None:
-        """Makes a manager; no process is started yet.
+        """Creates a manager without starting a process.
 
         Args:
-            server_params: The command, its arguments, environment and folder. Of ownertask's own
-                environment the server gets the SDK's safe variables only. Bytes that are no text are
-                replaced, unless it has an `encoding_error_handler` of your choice.
-            errlog: Where the server's stderr goes: whatever has a `write()` that takes text. It is
-                called in the event loop. `None` means `sys.stderr` as it is when the server is
-                started.
-            name: See `ConnectionManager`; without one, the command's base name is shown, and never
-                an argument or an environment value.
+            server_params: The command, its arguments, environment variables and working directory.
+                The server inherits only those variables of this process that the SDK considers safe.
+                Bytes on its stdout that cannot be decoded are replaced, unless you set
+                `encoding_error_handler`.
+            errlog: Receives the server's stderr: an object with a `write()` method that accepts text.
+                `write()` is called in the event loop. `None` means the value of `sys.stderr` when the
+                server is started. On Windows, the server writes directly to the file descriptor of
+                `errlog`; if it has none, the output is discarded.
+            name: See `ConnectionManager`. The default contains the base name of the command, but no
+                argument and no environment variable.
 
         Raises:
-            TypeError: `server_params` or `errlog` is something else, or `name` is no string.
-            ValueError: The command is empty, or there is a NUL character in it, in an argument, in a
-                variable or in the folder.
+            TypeError: `server_params` is not `StdioServerParameters`, `errlog` has no `write()` method
+                or is a binary stream, or `name` is not a string.
+            ValueError: The command is empty, or the command, an argument, an environment variable or
+                the working directory contains a NUL character.
         """
         if not isinstance(server_params, StdioServerParameters):
             raise TypeError(
@@ -70,7 +76,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         folder = str(server_params.cwd or "")
         texts = (server_params.command, *server_params.args, *variables, *variables.values(), folder)
         if any("\0" in text for text in texts):
-            # Else uvloop would cut an argument off there, without a word.
+            # uvloop would silently truncate an argument at this character.
             raise ValueError(
                 "server_params.command, .args, .env and .cwd must not contain NUL characters"
             )
@@ -80,7 +86,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
                 "errlog must be None or an object whose write() method accepts text, "
                 f"not {type(errlog).__name__}"
             )
-        # Of a whole command line given as the command, only the first word is shown.
+        # The command may be a whole command line, so show only its first word.
         base_name = words[0].replace("\\", "/").rpartition("/")[2]
         super().__init__(name=f"{type(self).__name__}({base_name})" if name is None else name)
         self.server_params: StdioServerParameters = server_params
@@ -89,7 +95,10 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 
     @property
     def stderr_tail(self) -> str:
-        """The last lines, 8192 bytes at most, of what the current or last server wrote to its stderr."""
+        """The last lines of the current or last server's stderr, at most 8192 bytes.
+
+        Always empty on Windows.
+        """
         return str(self._stderr_tail)
 
     @override
@@ -99,7 +108,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         errlog = sys.stderr if self.errlog is None else self.errlog
         server_params = self.server_params
         if "encoding_error_handler" not in server_params.model_fields_set:
-            # With the SDK's own choice one bad byte ends the reading, and every request hangs.
+            # With the SDK's default, one bad byte ends the reader task and every request hangs.
             server_params = server_params.model_copy(update={"encoding_error_handler": "replace"})
         try:
             async with (
@@ -118,5 +127,5 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         self.connection_lost(EOFError("the server closed its stdout"))
 
     def get_streams(self) -> TransportStreams | None:
-        """The pair of streams while the state is `OPEN`, else `None`."""
+        """Returns the pair of streams if the state is `OPEN`, otherwise `None`."""
         return self.connection if self.state is ConnectionState.OPEN else None

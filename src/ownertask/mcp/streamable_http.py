@@ -1,9 +1,6 @@
-"""A server spoken to by HTTP requests, each of which it answers with JSON or a stream of events.
+"""The streamable HTTP transport: the response to each request is JSON or a stream of events.
 
-The SDK's `streamable_http_client`, in an owner task. There is nothing between requests that could
-break, so a server's death is noticed at the next one; see the documentation.
-
-Source: https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#streamable-http
+Runs the SDK's `streamable_http_client` in an owner task.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -26,29 +23,38 @@ if TYPE_CHECKING:
 __all__ = ["StreamableHttpConnectionManager", "StreamableHttpOptions"]
 
 TIMEOUT: Final = 30.0
-"""Seconds; the SDK's default, as is the next."""
+"""Seconds. Both timeouts are the SDK's defaults."""
 
 READ_TIMEOUT: Final = 300.0
 
 
 class StreamableHttpOptions(TypedDict, total=False):
-    """What the SDK's `streamable_http_client` takes on 2.x only.
+    """The options of the SDK's `streamable_http_client` that only mcp 2.x has.
 
     Attributes:
-        max_sse_event_size: The largest event that is accepted, in bytes; `None` for any.
+        max_sse_event_size: Maximum size of a server-sent event, in bytes; `None` disables the limit.
     """
 
     max_sse_event_size: int | None
 
 
 class StreamableHttpConnectionManager(HttpConnectionManager):
-    """Opens the SDK's transport; the connection is its pair of streams.
+    """Opens the SDK's streamable HTTP transport; the connection is its pair of streams.
 
-    Opening sends nothing: whether there is a server is known by the handshake of a session. For calls,
-    put a `SessionConnectionManager` or `ClientConnectionManager` on top.
+    Opening sends no request. The first request, usually a session's handshake, shows whether the
+    server can be reached. To call the server, pass this manager to a `SessionConnectionManager` or
+    `ClientConnectionManager`.
+
+    The connection is lost if a message cannot be sent or gets no response, or if the server no longer
+    knows the session (status 404). On mcp 1.x it is also lost if a response breaks off and cannot be
+    resumed. While no message is sent, the end of the server is detected only if the session keeps a
+    stream open.
+
+    Source:
+        <https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#streamable-http>
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what the SDK takes, in the usual order
+    def __init__(  # noqa: PLR0913, PLR0917 - the SDK's arguments, in the usual order
         self,
         url: str,
         headers: Mapping[str, str] | None = None,
@@ -62,29 +68,31 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
         terminate_on_close: bool = True,
         **options: Unpack[StreamableHttpOptions],
     ) -> None:
-        """Makes a manager; nothing is opened yet.
+        """Creates a manager without opening anything.
 
         Args:
             url: The server's endpoint.
             headers: Sent with every request.
-            timeout: Seconds for each step of a request but for reading, 30 if not given, `None` for
-                any time.
-            read_timeout: Seconds without anything to read after which a request fails, 300 if not
-                given, `None` for any time.
-            auth: Authenticates every request: an `httpx2.Auth`, with mcp 1.x an `httpx.Auth`.
-            httpx_client_factory: Is given `headers`, `timeout` and `auth`, and makes the HTTP client
-                of each run, which is closed with it. `None` means the SDK's.
-            name: See `ConnectionManager`; without one, the URL is shown without user-info and query.
-            http_client: Your own client, which is used as it is, and never closed. It takes the place
-                of the arguments from `headers` to `httpx_client_factory`.
-            terminate_on_close: Whether a session is ended on the server when the connection is closed.
+            timeout: Maximum time for each step of a request except reading (connecting, sending,
+                waiting for a free connection), in seconds; 30 by default; `None` waits indefinitely.
+            read_timeout: Maximum time without receiving data, in seconds, after which a request
+                fails; 300 by default; `None` waits indefinitely. If it expires before the response
+                to a message begins, the connection is lost.
+            auth: Authenticates every request: an `httpx2.Auth`, or an `httpx.Auth` with mcp 1.x.
+            httpx_client_factory: Creates the HTTP client of each run from `headers`, `timeout` and
+                `auth`. The client is closed when the run ends. `None` uses the SDK's factory.
+            name: See `ConnectionManager`. The default contains the URL without user-info and query.
+            http_client: Your own HTTP client. It is used as it is and never closed. It replaces
+                `headers`, `timeout`, `read_timeout`, `auth` and `httpx_client_factory`.
+            terminate_on_close: Whether closing the connection also ends the session on the server.
             **options: See `StreamableHttpOptions`.
 
         Raises:
-            TypeError: An argument is of another type, such as an `auth` of the other HTTP library, or
-                the installed SDK has no such option.
-            ValueError: `url` is no HTTP URL, a timeout is negative or NaN, a header cannot be sent,
-                `max_sse_event_size` is not positive, or `http_client` is given with what it replaces.
+            TypeError: An argument has the wrong type, such as an `auth` from the other HTTP library,
+                or the installed SDK does not accept one of the options.
+            ValueError: `url` is not an HTTP URL, a timeout is negative or NaN, a header is invalid,
+                `max_sse_event_size` is not positive, or `http_client` is combined with an argument
+                that it replaces.
         """
         super().__init__(url, headers, auth, httpx_client_factory, name=name)
         self.timeout: float | None = checked_timeout("timeout", timeout)
@@ -130,7 +138,7 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
 
     @override
     def _why_fatal(self, request: "Request", response: "Response") -> str | None:
-        # By the specification, which has no other way to say it.
+        # The specification gives the server no other way to report this.
         if (
             response.status_code == HTTPStatus.NOT_FOUND
             and "mcp-session-id" in request.headers

@@ -1,7 +1,7 @@
-"""The pair of streams that a transport is to the SDK's sessions, and noticing its end.
+"""The pair of streams that a transport yields, and detection of its end.
 
-When a peer dies, the SDK's transports only end the read stream, and stay open. So whoever reads the
-stream notices it: there is no task that watches, and no copy of a message.
+When the peer dies, the SDK's transports end the read stream but stay open. The task that reads the
+stream detects this, so no extra task watches the connection and no message is copied.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,10 @@ __all__ = ["TransportStreams", "watched"]
 TransportStreams = TypeAliasType(
     "TransportStreams", "tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]"
 )
-"""What a transport yields: the stream of what the server says, and the one of what it is told."""
+"""The streams that a transport yields: one to read the server's messages, one to write to the server.
+
+The read stream contains an exception in place of a message that could not be read.
+"""
 
 
 def watched(
@@ -28,10 +31,10 @@ def watched(
     on_end: Callable[[], object],
     on_exception: Callable[[Exception], object] = lambda _: None,
 ) -> TransportStreams:
-    """The pair, of which a reader that comes to the end of the read stream calls `on_end`.
+    """Returns the pair with a read stream that calls `on_end` when a reader reaches its end.
 
-    One that gets an exception instead of a message, as the SDK's transports put there, calls
-    `on_exception` with it first.
+    The SDK's transports put exceptions into the read stream in place of messages. When a reader
+    comes to one, `on_exception` is called with it before the reader receives it.
     """
     read_stream, write_stream = streams
     return _WatchedReadStream(read_stream, on_end, on_exception), write_stream
@@ -49,7 +52,8 @@ class _WatchedReadStream:
         self._on_end = on_end
         self._on_exception = on_exception
         if not hasattr(stream, "last_context"):
-            # The SDK asks for it with each message, and to find that there is none takes its time.
+            # The SDK reads `last_context` with each message. A missing one would go through
+            # __getattr__ each time, which is slow.
             self.last_context = None
 
     async def receive(self) -> "SessionMessage | Exception":
@@ -63,7 +67,7 @@ class _WatchedReadStream:
         return item
 
     async def __anext__(self) -> "SessionMessage | Exception":
-        # As receive(), which it does not call: that would be a frame more for each message.
+        # Repeats receive(): calling it would add a frame to each message.
         try:
             item = await self._receive()
         except EndOfStream:
@@ -90,7 +94,7 @@ class _WatchedReadStream:
     ) -> None:
         await self._stream.aclose()
 
-    # The SDK looks up `last_context`, with which a caller's context variables reach its request; and
-    # memory streams have more than the SDK's protocol asks for.
+    # The SDK looks up `last_context`, which carries a caller's context variables to its request.
+    # Memory streams also have methods that the SDK's protocol does not require.
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

@@ -1,7 +1,7 @@
-"""A server spoken to over a WebSocket: one JSON-RPC message in each text message.
+"""The WebSocket transport: each text message is one JSON-RPC message.
 
-The specification of MCP has no such transport. mcp 1.x has a client for it, and 2.x none; servers
-that speak it live on. This manager works the same on both.
+The MCP specification has no WebSocket transport. mcp 1.x has a client for it and mcp 2.x does not, but
+such servers still exist. This manager works the same with both.
 
 Source: https://modelcontextprotocol.io/specification/2025-11-25/basic/transports
 """
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketConnectionManager", "WebSocketHeaders"]
 
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds. Short, since a frozen peer is to hold up nobody, and what is lost is a farewell."""
+"""Seconds. Short, because a frozen peer should not delay `stop()` for the sake of a handshake."""
 
 MAX_MESSAGE_BYTES: Final = 16 * 2**20
-"""Results of tools are large: a picture, the text of a file."""
+"""Tool results can be large: an image, the text of a file."""
 
 WebSocketHeaders = TypeAliasType(
     "WebSocketHeaders",
     "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]",
 )
-"""The headers of the upgrade, or what returns them, which may be a coroutine function."""
+"""The headers of the upgrade: a mapping, or a function or coroutine function that returns one."""
 
 PLAIN_CLOSE_CODES: Final = frozenset({1000, 1001})
-"""Normal closure and going away: the peer has ended it in good order.
+"""Normal closure and going away: the peer closed the connection without an error.
 
 Source: https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
 """
@@ -51,14 +51,15 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
     """Opens a WebSocket; the connection is its pair of streams.
 
-    For calls, put a `SessionConnectionManager` or `ClientConnectionManager` on top.
+    To call the server, pass this manager to a `SessionConnectionManager` or
+    `ClientConnectionManager`.
 
-    A server that closes with code 1000 or 1001 has ended the connection in good order: the loss has
-    no cause then. Any other end is its cause, and carries the code and the reason. Redirects are
-    not followed.
+    If the server closes the WebSocket with code 1000 or 1001, the `ConnectionLostError` has no cause.
+    If the WebSocket ends in another way, the cause is a `ConnectionClosed` of the `websockets`
+    library, with the code and the reason. Redirects are not followed.
     """
 
-    def __init__(  # noqa: PLR0913 - they are what there is to choose
+    def __init__(  # noqa: PLR0913 - the options of a WebSocket client
         self,
         url: str,
         headers: WebSocketHeaders | None = None,
@@ -74,32 +75,35 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         subprotocols: Sequence[str] = ("mcp",),
         name: str | None = None,
     ) -> None:
-        """Makes a manager; nothing is opened yet.
+        """Creates a manager without opening anything.
 
         Args:
-            url: Starts with `ws://` or `wss://`. User name and password in it become a header.
-            headers: Sent with the upgrade: a mapping, or what returns one, awaited if need be, and
-                asked each time that a connection is opened.
-            ssl_context: For `wss://`; `None` means one with the system's certificates.
-            proxy: The URL of a proxy; `True` means the one that the environment names, if any, and
-                `None` none. Needs websockets 15 or newer; below, no proxy is ever used.
-            open_timeout: Seconds for connecting, TLS and the upgrade together, `None` for any time.
-            close_timeout: Seconds for writing what is being written and for the closing handshake,
-                2 if not given, `None` for any time.
-            ping_interval: Seconds between pings, `None` for none.
-            ping_timeout: Seconds after which a peer that has not answered a ping is lost, `None` for
-                never.
-            max_message_bytes: The size of a message that the server may send, 16 MiB if not given; a
-                larger one ends the connection with code 1009. `None` for any size.
-            compression: `"deflate"` offers it to the server, at a great cost of time.
-            subprotocols: What is offered to the server. It may choose one of them or none.
-            name: See `ConnectionManager`; without one, the URL's scheme, host and path are shown.
+            url: A URL that starts with `ws://` or `wss://`. A user name and password in it are sent as
+                a header.
+            headers: Sent with the upgrade request: a mapping, or a function or coroutine function that
+                returns one and is called each time a connection is opened.
+            ssl_context: For `wss://` only. `None` uses the system's certificates.
+            proxy: The URL of a proxy. `True` uses the proxy from the environment, if there is one;
+                `None` uses no proxy. Requires websockets 15: with an older version, a URL is rejected
+                and `True` uses no proxy.
+            open_timeout: Maximum time for connecting, TLS and the upgrade together, in seconds; `None`
+                waits indefinitely.
+            close_timeout: Maximum time for finishing a write and for the closing handshake together,
+                in seconds; 2 by default; `None` waits indefinitely.
+            ping_interval: Time between pings, in seconds; `None` disables pings.
+            ping_timeout: Maximum time for the response to a ping, in seconds, after which the
+                connection is lost; `None` waits indefinitely.
+            max_message_bytes: Maximum size of a message from the server; 16 MiB by default; `None`
+                disables the limit. A larger message ends the connection with code 1009.
+            compression: `"deflate"` offers compression to the server. It makes large messages much
+                slower.
+            subprotocols: The subprotocols to offer. The server may choose one of them or none.
+            name: See `ConnectionManager`. The default contains the scheme, host and path of the URL.
 
         Raises:
             ImportError: The extra `ownertask[websocket]` is not installed, or websockets is too old.
-            TypeError: An argument is of a wrong type.
-            ValueError: `url` is no WebSocket URL, or another argument has a value that makes no
-                sense.
+            TypeError: An argument has the wrong type.
+            ValueError: `url` is not a WebSocket URL, or another argument has an invalid value.
         """
         client = _websocket_client()
         if not isinstance(url, str):
@@ -171,7 +175,7 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         self.connection_lost(None if is_plain else closed)
 
     def get_streams(self) -> TransportStreams | None:
-        """The pair of streams while the state is `OPEN`, else `None`."""
+        """Returns the pair of streams if the state is `OPEN`, otherwise `None`."""
         return self.connection if self.state is ConnectionState.OPEN else None
 
 
@@ -182,7 +186,7 @@ def _checked_headers(headers: object) -> WebSocketHeaders | None:
 
 
 def _checked_mapping(headers: object) -> Mapping[str, str]:
-    """Refuses what would end a header line early, without showing a value."""
+    """Rejects names and values that would end a header line early. The error shows no value."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -218,7 +222,7 @@ def _checked_subprotocols(words: Sequence[str]) -> Sequence[str]:
     return tuple(words)
 
 
-# Imported when it is needed: `import ownertask.mcp` works without the library.
+# Imported on first use, so `import ownertask.mcp` works without the library.
 def _websocket_client() -> ModuleType:
     try:
         from . import _websocket_client as client
