@@ -1,4 +1,4 @@
-"""Event loops whose clock jumps to the next timer as soon as nobody can run."""
+"""Event loops with a virtual clock, which jumps to the next timer when no task can run."""
 
 import asyncio
 import selectors
@@ -8,15 +8,15 @@ import anyio
 
 
 class Deadlock(BaseException):
-    """Nobody can run, and no timer is set."""
+    """No task can run, and no timer is set."""
 
 
 class Spin(BaseException):
-    """Somebody runs and runs, and time does not get on."""
+    """Tasks keep running, but the clock does not advance."""
 
 
 class JumpingSelector(selectors.DefaultSelector):
-    """Never waits: moves the clock on instead."""
+    """Advances the clock instead of waiting."""
 
     now = 0.0
     turns = 0
@@ -52,12 +52,15 @@ def eager_jumping_event_loop():
 CLOCKS = ["asyncio", "trio"]
 if sys.version_info >= (3, 12):  # Python 3.11 has no eager tasks
     CLOCKS.append("eager")
-if sys.platform != "win32":  # uvloop does not exist there, and its clock cannot jump
+if sys.platform != "win32":  # uvloop has no Windows version, and its clock cannot jump
     CLOCKS.append("uvloop")
 
 
 def run(function, *args, clock):
-    """`anyio.run`, the same each time."""
+    """Runs `function` with `anyio.run()`.
+
+    Time is virtual, except on uvloop. trio schedules tasks in the same order each time.
+    """
     if clock == "trio":
         import trio.testing
 

@@ -1,4 +1,4 @@
-"""Says how much was searched."""
+"""Prints how much was searched."""
 
 from collections import Counter
 

@@ -1,16 +1,16 @@
-"""What the contract says that a manager does, without a task in it.
+"""A plain model of the manager's contract, without tasks.
 
-It knows the moments at which everything is at rest, and the order of what happens between two.
+It predicts the manager's state at each moment when no task can run, and orders the events in between.
 """
 
 from math import inf
 
 
 class Call:
-    """A call that was made of the manager.
+    """A call to a method of the manager.
 
     Attributes:
-        expected: How it ends, as a word; `None` while it does not.
+        expected: How the call should end, in one word; `None` while it should be pending.
     """
 
     def __init__(self, kind, deadline=inf):
@@ -33,7 +33,7 @@ class Model:
         self.next_open = "ok"
         self.next_close = "ok"
 
-    # The calls.
+    # Calls.
 
     def start(self, call):
         if self.state == "open":
@@ -81,7 +81,7 @@ class Model:
         if call in self.starters:
             self.leave(call)
 
-    # What happens.
+    # Events.
 
     def lose(self, force_at):
         if self.state == "opening":
@@ -92,7 +92,7 @@ class Model:
 
     def crash(self):
         if self.state == "opening":
-            self.is_lost = False  # what opening raises wins over a loss
+            self.is_lost = False  # an error while opening takes precedence over a loss
             self.end("Boom", "Boom")
         elif self.state == "open":
             self.is_lost = True
@@ -125,7 +125,7 @@ class Model:
             else:
                 return
 
-    # How it goes on.
+    # Transitions.
 
     def begin(self, calls):
         self.is_lost = False
@@ -159,7 +159,7 @@ class Model:
 
     def force(self):
         if self.state == "open":
-            self.next_close = "ok"  # cancelled before it does anything
+            self.next_close = "ok"  # the stage is cancelled before its first step
         self.end(None)
 
     def end(self, failure, starters=None):
@@ -176,6 +176,6 @@ class Model:
         for call in queued:
             if call.is_stopped:
                 call.expected = "ConnectionStoppedError"
-        going_on = [call for call in queued if not call.is_stopped]
-        if going_on:
-            self.begin(going_on)
+        remaining = [call for call in queued if not call.is_stopped]
+        if remaining:
+            self.begin(remaining)

@@ -1,9 +1,10 @@
-"""Seeds faults into a copy of the core, one at a time, and has the search look for each.
+"""Puts faults into a copy of the core, one at a time, and checks that the search finds each of them.
 
-`nox -s mutants`, or `python tests/proof/mutants.py [NUMBER ...]`. Exits with 1 if one survives.
+Run it with `nox -s mutants` or `python tests/proof/mutants.py [NUMBER ...]`. It exits with status 1 if a
+fault is not found.
 """
 
-# ruff: noqa: E501 - the texts are those of the core, line by line
+# ruff: noqa: E501 - the snippets are lines of the core
 
 import os
 import shutil
@@ -20,7 +21,7 @@ TIMEOUT = 240
 
 
 class Mutant(NamedTuple):
-    what: str
+    description: str
     file: str
     old: str
     new: str
@@ -28,43 +29,43 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
-        "stop() does not wait for the owner's end",
+        "stop() does not wait for the owner task to end",
         "manager.py",
         "            await run.over(timeout)\n            if not run.is_over:\n                await run.forced()\n",
         "            pass\n",
     ),
     Mutant(
-        "a start that is cancelled does not wait for the owner's end",
+        "a cancelled start() does not wait for the owner task to end",
         "manager.py",
         "cancellation = await run.seen_through() or cancellation",
         "run.force()",
     ),
     Mutant(
-        "a start that is cancelled leaves the attempt alone",
+        "a cancelled start() does not cancel the attempt",
         "manager.py",
         "if run.starters == 0 and not run.received and not run.is_over:",
         "if False:",
     ),
     Mutant(
-        "a start that is cancelled ends the attempt of others, too",
+        "a cancelled start() cancels an attempt that other calls wait for",
         "manager.py",
         "if run.starters == 0 and not run.received and not run.is_over:",
         "if not run.received and not run.is_over:",
     ),
     Mutant(
-        "a start that is cancelled closes what another has received",
+        "a cancelled start() closes a connection that another call received",
         "manager.py",
         "if run.starters == 0 and not run.received and not run.is_over:",
         "if run.starters == 0 and not run.is_over:",
     ),
     Mutant(
-        "a start that fails does not wait for the owner's end",
+        "a failed start() does not wait for the owner task to end",
         "manager.py",
         "            await run.over_or_given_up()\n        except anyio",
         "        except anyio",
     ),
     Mutant(
-        "a start does not look again after it has woken up",
+        "start() does not check the state again after it wakes up",
         "manager.py",
         "            if run.state is ConnectionState.OPEN:\n"
         "                run.received = True\n"
@@ -76,55 +77,55 @@ MUTANTS = [
         "            await run.over",
     ),
     Mutant(
-        "a start swallows its cancellation",
+        "start() swallows its cancellation",
         "manager.py",
         "        raise cancellation\n",
         "        return run.raise_for_starter()\n",
     ),
     Mutant(
-        "a stop swallows its cancellation",
+        "stop() swallows its cancellation",
         "manager.py",
         "                await run.forced_shielded()\n            raise\n        if not run.is_over:\n",
         "                await run.forced_shielded()\n        if not run.is_over:\n",
     ),
     Mutant(
-        "a stop that is cancelled does not force the close",
+        "a cancelled stop() does not force the close",
         "manager.py",
         "                await run.forced_shielded()\n            raise\n        if not run.is_over:\n",
         "                pass\n            raise\n        if not run.is_over:\n",
     ),
     Mutant(
-        "a stop does not end the starts that are queued",
+        "stop() does not end queued calls of start()",
         "manager.py",
         "        self._life.stops += 1\n",
         "",
     ),
     Mutant(
-        "a stop while it opens lets the opening go on",
+        "stop() while opening waits for the attempt instead of cancelling it",
         "manager.py",
         "        if run.state is ConnectionState.OPENING:\n            timeout = 0\n        run.close()\n",
         "        if run.state is ConnectionState.OPENING:\n            await run.changed()\n        run.close()\n",
     ),
     Mutant(
-        "every stop is a forced one",
+        "every stop() forces the close",
         "manager.py",
         "        run.close()\n        try:\n",
         "        run.force()\n        try:\n",
     ),
     Mutant(
-        "a start during a close does not wait for its end",
+        "start() while closing does not wait for the close to end",
         "manager.py",
         "            await run.changed()\n        if self._life.stops",
         "            run = None\n            break\n        if self._life.stops",
     ),
     Mutant(
-        "a block that was left does not stop its run",
+        "exiting an `async with` block does not stop its run",
         "manager.py",
         "        if alive is not None and entry[1] is alive:\n",
         "        if alive is not None and entry[1] is not alive:\n",
     ),
     Mutant(
-        "run() does not close if it is cancelled",
+        "a cancelled run() does not close the connection",
         "manager.py",
         "        except anyio.get_cancelled_exc_class():\n"
         "            await run.forced_shielded()\n"
@@ -135,31 +136,31 @@ MUTANTS = [
         "        finally:\n            pass\n",
     ),
     Mutant(
-        "the start_timeout is not observed",
+        "the start_timeout is ignored",
         "_owner.py",
         "            self._set_timer(start_timeout, self._run_out_of_time)\n",
         "            pass\n",
     ),
     Mutant(
-        "the start_timeout is not called off when it is open",
+        "the start_timeout timer is not cancelled when the connection opens",
         "_owner.py",
         "        if self._timer is not None:\n            self._timer.cancel()\n        self._connection = ",
         "        self._connection = ",
     ),
     Mutant(
-        "the connection is published although it was stopped in that tick",
+        "the connection is published although the owner was cancelled in the same tick",
         "_owner.py",
         "        if self.state is not OPENING or self._forced:\n            return",
         "        if self.state is not OPENING:\n            return",
     ),
     Mutant(
-        "a loss while it opens is forgotten",
+        "a loss while opening is ignored",
         "_owner.py",
         "        self._move(OPEN)\n        if self._loss is not None:\n            self.lose(None)\n",
         "        self._move(OPEN)\n",
     ),
     Mutant(
-        "a crash of the transport is no loss",
+        "a crash of the transport does not count as a loss",
         "_owner.py",
         "                        self.lose(None)\n                        raise\n",
         "                        raise\n",
@@ -171,49 +172,49 @@ MUTANTS = [
         "            if self.state is OPEN:\n                self.state = CLOSING\n                self.force_within",
     ),
     Mutant(
-        "a close after a loss has no bound",
+        "a close after a loss has no time limit",
         "_owner.py",
         "                self.force_within(STOP_TIMEOUT)\n",
         "",
     ),
     Mutant(
-        "who waits is not woken up by a move",
+        "a state change does not wake up waiting calls",
         "_owner.py",
         "        self.is_over = state is CLOSED or state is FAILED\n        self._notify()\n",
         "        self.is_over = state is CLOSED or state is FAILED\n",
     ),
     Mutant(
-        "only one of those who wait is woken up",
+        "a state change wakes up only one waiting call",
         "_owner.py",
         "        for wake_up in tuple(self._wake_ups):\n            wake_up()\n",
         "        for wake_up in tuple(self._wake_ups)[:1]:\n            wake_up()\n",
     ),
     Mutant(
-        "the owner is not cancelled when it is forced",
+        "a forced close does not cancel the owner",
         "_owner.py",
         "            self._scope.cancel()\n",
         "",
     ),
     Mutant(
-        "a cancellation from outside does not close",
+        "cancelling the owner task from outside does not close the connection",
         "_owner.py",
         "            if self.state is OPENING:\n                self._move(CLOSING)\n            self._cancel()\n",
         "",
     ),
     Mutant(
-        "the owner does not wait: it closes as soon as it is open",
+        "the owner closes the connection as soon as it is open",
         "_owner.py",
         "                        while self.state is OPEN:\n                            await self.changed()\n",
         "",
     ),
     Mutant(
-        "the owner gives up waiting at the first wake-up",
+        "the owner closes the connection at the first wake-up",
         "_owner.py",
         "                        while self.state is OPEN:\n                            await self.changed()\n",
         "                        await self.changed()\n",
     ),
     Mutant(
-        "an error of opening leaves the owner",
+        "an exception from the context manager escapes from the owner task",
         "_owner.py",
         "            raised = exc\n",
         "            raise\n",
@@ -237,55 +238,55 @@ MUTANTS = [
         "        if state is OPEN or state is CLOSING:\n            return cast",
     ),
     Mutant(
-        "timers are not ended with the owner",
+        "the owner task does not cancel its timers when it ends",
         "_owner.py",
         "            self._timer.cancel()\n            self._timer = None\n            for _ in range(3):",
         "            self._timer = None\n            for _ in range(3):",
     ),
     Mutant(
-        "a timer that a stop sets in the owner's last turn is left",
+        "a timer that stop() sets in the owner task's last step is not cancelled",
         "_owner.py",
         "        while self._timer is not None:",
         "        if self._timer is not None:",
     ),
     Mutant(
-        "the owner ends before its timers",
+        "the owner task ends before its timers",
         "_owner.py",
         "            for _ in range(3):",
         "            for _ in range(1):",
     ),
     Mutant(
-        "a second native cancellation ends the wait of a start",
+        "a second native cancellation ends the wait of a cancelled start()",
         "_owner.py",
         "            except self._loop.cancelled_type as exc:\n                cancellation = exc\n",
         "            except self._loop.cancelled_type as exc:\n                return exc\n",
     ),
     Mutant(
-        "the wait of a cancelled stop is not shielded",
+        "the wait of a cancelled stop() is not shielded",
         "_owner.py",
         "        with self._loop.create_cancel_scope(shield=True):\n            await self.forced()\n",
         "        with self._loop.create_cancel_scope(shield=False):\n            await self.forced()\n",
     ),
     Mutant(
-        "a foreign cancellation reaches the owner natively",
+        "a cancellation from outside reaches the owner task natively",
         "_backend.py",
         "        if self.done():\n            return False\n",
         "        return super().cancel(msg)\n",
     ),
     Mutant(
-        "a wait leaves its callback behind",
+        "a wait on asyncio does not remove its callback",
         "_backend.py",
         "            wake_ups.discard(wake_up)\n",
         "            pass\n",
     ),
     Mutant(
-        "a wait on trio leaves its callback behind",
+        "a wait on trio does not remove its callback",
         "_backend.py",
         "            wake_ups.discard(event.set)\n",
         "            pass\n",
     ),
     Mutant(
-        "of several stops the first deadline counts",
+        "stop() keeps waiting after its timeout instead of forcing the close",
         "_owner.py",
         "            while not self.is_over and self._loop.time() < deadline:\n",
         "            while not self.is_over:\n",
@@ -294,14 +295,17 @@ MUTANTS = [
 
 
 def killed_by(number):
-    """The test that failed because of the mutant, or `None`; "hung" if none ended."""
+    """Returns the name of the first test that failed, or `None` if none did.
+
+    Returns "hung" if the search did not finish, or ended without the result of a failed test.
+    """
     mutant = MUTANTS[number]
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "ownertask")
         shutil.copytree(ROOT / "src" / "ownertask", package)
         source = package / mutant.file
         text = source.read_text()
-        assert text.count(mutant.old) == 1, f"{mutant.what}: found {text.count(mutant.old)} times"
+        assert text.count(mutant.old) == 1, f"{mutant.description}: found {text.count(mutant.old)} times"
         source.write_text(text.replace(mutant.old, mutant.new))
         command = [
             sys.executable,
@@ -316,7 +320,7 @@ def killed_by(number):
         ]
         environment = {**os.environ, "PYTHONPATH": folder, "OWNERTASK_PROOF": "mutants"}
         try:
-            done = subprocess.run(  # noqa: PLW1510 - the code it exits with is what is asked for
+            done = subprocess.run(  # noqa: PLW1510 - the exit status is the result
                 command, env=environment, cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True
             )
         except subprocess.TimeoutExpired:
@@ -333,7 +337,9 @@ def main():
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         for number, killer in zip(numbers, executor.map(killed_by, numbers), strict=True):
             survivors += killer is None
-            print(f"| {number + 1} | {MUTANTS[number].what} | {killer or 'SURVIVED'} |", flush=True)
+            print(
+                f"| {number + 1} | {MUTANTS[number].description} | {killer or 'SURVIVED'} |", flush=True
+            )
     print(f"{len(numbers) - survivors} of {len(numbers)} killed")
     sys.exit(survivors > 0)
 

@@ -1,10 +1,10 @@
-"""What is swept: the ways to open and to close, slow, failing and racing."""
+"""The scenarios of the sweep: opening and closing that is slow, fails, or races with other calls."""
 
 from contextlib import suppress
 
 import anyio
 from anyio.lowlevel import checkpoint
-from proof.session import SessionHarbour
+from proof.session import RecordingSessionManager
 from proof.sweep import Boom, Scenario
 
 from ownertask import ConnectionLostError, ConnectionStoppedError, StartTimeoutError
@@ -12,11 +12,11 @@ from ownertask import ConnectionLostError, ConnectionStoppedError, StartTimeoutE
 
 async def fail():
     await checkpoint()
-    raise Boom("told to fail")
+    raise Boom("the stage fails")
 
 
 def seconds(duration, *, shield=False):
-    """A stage that takes so many seconds."""
+    """Returns a stage that takes `duration` units of time."""
 
     def stage(unit):
         async def sleep():
@@ -29,56 +29,56 @@ def seconds(duration, *, shield=False):
 
 
 async def start(world):
-    await world.started()
+    await world.checked_start()
 
 
 async def stop(world):
-    await world.stopped()
+    await world.checked_stop()
 
 
-async def stop_while_it_opens(world):
+async def stop_while_opening(world):
     await anyio.sleep(world.unit)
-    await world.stopped()
+    await world.checked_stop()
 
 
 def stop_within(timeout):
     async def stop(world):
-        await world.stopped(timeout * world.unit)
+        await world.checked_stop(timeout * world.unit)
 
     return stop
 
 
 def start_within(timeout):
     async def start(world):
-        await world.started(timeout * world.unit)
+        await world.checked_start(timeout * world.unit)
 
     return start
 
 
-async def be_started(world):
-    await world.started()
+async def start_beforehand(world):
+    await world.checked_start()
 
 
-async def start_beside(world):
-    """Another start, which no blow at the caller may disturb."""
+async def start_concurrently(world):
+    """Starts the manager in another task. Interrupting the caller must not cancel this call."""
     try:
-        await world.started(by_other=True)
+        await world.checked_start(by_other=True)
     except anyio.get_cancelled_exc_class():
-        world.problems.append("6: another start was cancelled")
+        world.problems.append("6: another start() was cancelled")
         raise
     except Exception:
         return
-    await world.check_that_it_stays_open(1)
+    await world.check_stays_open(1)
 
 
 async def start_and_stay(world):
-    await world.started()
-    await world.check_that_it_stays_open(5)
+    await world.checked_start()
+    await world.check_stays_open(5)
 
 
 async def start_a_second_later(world):
     await anyio.sleep(world.unit)
-    await world.started()
+    await world.checked_start()
 
 
 async def lose_and_wait(world):
@@ -90,40 +90,40 @@ async def lose_and_wait(world):
 
 async def stop_two_seconds_later(world):
     await anyio.sleep(2 * world.unit)
-    await world.stopped()
+    await world.checked_stop()
 
 
-async def stop_beside(world):
-    await world.stopped()
+async def stop_concurrently(world):
+    await world.checked_stop()
 
 
 async def enter(world):
     async with world.manager as connection:
-        world.check("entered what is not open", connection is not None)
+        world.check("the block was entered without a connection", connection is not None)
         await checkpoint()
     run = world.manager._life.run
-    world.check("3: the block was left, and the owner lives", run is None or run.is_over)
+    world.check("3: the block was exited, but the owner task is alive", run is None or run.is_over)
 
 
 async def restart(world):
-    await world.stopped()
-    await world.started()
+    await world.checked_stop()
+    await world.checked_start()
 
 
 async def start_then_stop(world):
-    await world.started()
-    await world.stopped()
+    await world.checked_start()
+    await world.checked_stop()
 
 
 async def run_in_a_group(world):
     async with anyio.create_task_group() as tg:
         await tg.start(world.manager.run)
         tg.cancel_scope.cancel()
-    world.check("3: run() has ended, and the owner lives", world.is_over())
+    world.check("3: run() ended, but the owner task is alive", world.is_over())
 
 
-async def hold(world):
-    await world.waited()
+async def wait_closed(world):
+    await world.checked_wait_closed()
 
 
 def scenario(caller, *, opening=None, closing=None, **options):
@@ -132,8 +132,8 @@ def scenario(caller, *, opening=None, closing=None, **options):
 
 
 def session_scenario(caller, **options):
-    # What a session raises whose server goes while they shake hands is the SDK's affair.
-    return Scenario(caller, create_manager=SessionHarbour, allowed=Exception, **options)
+    # If the server ends during the handshake, the SDK decides which exception is raised.
+    return Scenario(caller, create_manager=RecordingSessionManager, allowed=Exception, **options)
 
 
 def failing(_unit):
@@ -142,19 +142,19 @@ def failing(_unit):
 
 SCENARIOS = {
     "start": scenario(start),
-    "start with a partial failure": scenario(start, opening=failing, outcome=Boom, allowed=Boom),
-    "start joined by two": scenario(start, others=[start_beside, start_beside]),
-    "start that fails joined by one": scenario(
-        start, opening=failing, others=[start_beside], outcome=Boom, allowed=Boom
+    "start with a failing opening": scenario(start, opening=failing, outcome=Boom, allowed=Boom),
+    "start joined by two": scenario(start, others=[start_concurrently, start_concurrently]),
+    "failing start joined by one": scenario(
+        start, opening=failing, others=[start_concurrently], outcome=Boom, allowed=Boom
     ),
-    "start without patience": scenario(
+    "start with a timeout": scenario(
         start_within(2),
         opening=seconds(9),
         bound=2,
         outcome=StartTimeoutError,
         allowed=StartTimeoutError,
     ),
-    "start of a manager without patience": scenario(
+    "start with a start_timeout": scenario(
         start,
         opening=seconds(9),
         bound=2,
@@ -162,16 +162,18 @@ SCENARIOS = {
         outcome=StartTimeoutError,
         allowed=StartTimeoutError,
     ),
-    "start in time": scenario(start_and_stay, start_timeout=lambda unit: 2 * unit, bound=1),
-    "start in the last moment": scenario(
+    "start within its start_timeout": scenario(
+        start_and_stay, start_timeout=lambda unit: 2 * unit, bound=1
+    ),
+    "start at the last moment": scenario(
         start_and_stay,
         opening=seconds(2),
         bound=2,
-        is_forced=True,  # where the time is over before the owner has woken up
+        is_forced=True,  # if the timeout expires before the owner wakes up
         start_timeout=lambda unit: 2 * unit,
         allowed=StartTimeoutError,
     ),
-    "start behind a shield": scenario(
+    "start with a shielded opening": scenario(
         start,
         opening=seconds(3, shield=True),
         bound=3,
@@ -180,53 +182,65 @@ SCENARIOS = {
         outcome=StartTimeoutError,
         allowed=StartTimeoutError,
     ),
-    "start that is stopped behind a slow close": scenario(
+    "queued start that is stopped": scenario(
         start_a_second_later,
-        prepare=be_started,
+        prepare=start_beforehand,
         closing=seconds(3),
-        others=[stop_beside, stop_two_seconds_later],
+        others=[stop_concurrently, stop_two_seconds_later],
         bound=5,
         outcome=ConnectionStoppedError,
         allowed=ConnectionStoppedError,
     ),
-    "stop": scenario(stop, prepare=be_started),
-    "stop of a slow close": scenario(stop, prepare=be_started, closing=seconds(3), bound=3),
-    "stop of a hanging close": scenario(
-        stop_within(2), prepare=be_started, closing=seconds(9), bound=2, is_forced=True
+    "stop": scenario(stop, prepare=start_beforehand),
+    "stop with a slow close": scenario(stop, prepare=start_beforehand, closing=seconds(3), bound=3),
+    "stop with a hanging close": scenario(
+        stop_within(2), prepare=start_beforehand, closing=seconds(9), bound=2, is_forced=True
     ),
-    "stop of a shielded close": scenario(
-        stop_within(1), prepare=be_started, closing=seconds(3, shield=True), bound=3, is_forced=True
+    "stop with a shielded close": scenario(
+        stop_within(1),
+        prepare=start_beforehand,
+        closing=seconds(3, shield=True),
+        bound=3,
+        is_forced=True,
     ),
-    "stop of a failing close": scenario(stop, prepare=be_started, closing=failing),
-    "stop while it opens": scenario(
-        stop_while_it_opens,
+    "stop with a failing close": scenario(stop, prepare=start_beforehand, closing=failing),
+    "stop while opening": scenario(
+        stop_while_opening,
         opening=seconds(9),
-        others=[start_beside],
+        others=[start_concurrently],
         bound=9,
         stop_bound=0,
         allowed=ConnectionStoppedError,
     ),
     "async with": scenario(enter),
-    "restart": scenario(restart, prepare=be_started),
-    "restart of a slow close": scenario(restart, prepare=be_started, closing=seconds(3), bound=3),
-    "start behind a slow close": scenario(
+    "restart": scenario(restart, prepare=start_beforehand),
+    "restart with a slow close": scenario(
+        restart, prepare=start_beforehand, closing=seconds(3), bound=3
+    ),
+    "start during a slow close": scenario(
         start,
-        prepare=be_started,
+        prepare=start_beforehand,
         closing=seconds(3),
-        others=[stop_beside],
+        others=[stop_concurrently],
         bound=6,
         allowed=ConnectionStoppedError,
     ),
     "start and stop": scenario(start_then_stop),
     "run": scenario(run_in_a_group, closing=seconds(1), bound=1, is_forced=True, has_task_group=True),
-    "hold": scenario(hold, prepare=be_started, others=[stop_two_seconds_later], bound=2),
-    "hold with a slow close": scenario(
-        hold, prepare=be_started, others=[stop_two_seconds_later], closing=seconds(1), bound=3
+    "wait_closed": scenario(
+        wait_closed, prepare=start_beforehand, others=[stop_two_seconds_later], bound=2
+    ),
+    "wait_closed with a slow close": scenario(
+        wait_closed,
+        prepare=start_beforehand,
+        others=[stop_two_seconds_later],
+        closing=seconds(1),
+        bound=3,
     ),
     "loss with a hanging close": scenario(
-        lose_and_wait, prepare=be_started, closing=seconds(99), bound=30, is_forced=True
+        lose_and_wait, prepare=start_beforehand, closing=seconds(99), bound=30, is_forced=True
     ),
     "start of a session": session_scenario(start),
-    "stop of a session": session_scenario(stop, prepare=be_started),
+    "stop of a session": session_scenario(stop, prepare=start_beforehand),
     "session": session_scenario(enter),
 }

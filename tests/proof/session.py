@@ -1,4 +1,4 @@
-"""A session manager on a server in memory, to be swept."""
+"""A session manager with a server in memory, for the sweep."""
 
 from contextlib import asynccontextmanager
 
@@ -17,12 +17,12 @@ else:  # mcp 1.x
     parse = types.JSONRPCMessage.model_validate
 
 
-class SessionHarbour(SessionConnectionManager):
-    """Records what is done to it; see `Harbour`."""
+class RecordingSessionManager(SessionConnectionManager):
+    """Records how its connection is opened and closed; see `RecordingManager`."""
 
     def __init__(self):
         transport = ConnectionManager.from_factory(self.open_streams)
-        super().__init__(transport, name="harbour")
+        super().__init__(transport, name="recording")
         self.entered = []
         self.exited = []
         self.closings_cancelled = 0
@@ -36,7 +36,7 @@ class SessionHarbour(SessionConnectionManager):
 
     @asynccontextmanager
     async def open_connection(self):
-        assert not self.is_acquired, "9: there are two owners at once"
+        assert not self.is_acquired, "9: two owner tasks are alive at once"
         self.entered.append(anyio.get_current_task().id)
         try:
             async with super().open_connection() as session:

@@ -1,11 +1,12 @@
-"""Runs a scenario once for every place at which something can strike, and checks what must hold.
+"""Runs a scenario once for every point at which it can be interrupted, and checks the guarantees.
 
-A coroutine is driven by hand: each time it is about to suspend, and each time it wakes up, is a
-point. A *blow* is something that strikes at one point: a cancellation of the caller or of the owner,
-a stop by a third task, a loss, a crash inside the transport. A scenario is run with each blow at
-each point, and, for pairs, with each second blow at each point after the first.
+The caller and the owner task are driven by hand. A *point* is a moment at which one of them is about
+to suspend, or has just woken up. An *interruption* happens at one point: the caller or the owner task
+is cancelled, another task calls `stop()`, the connection is lost, or the transport ends or crashes. The
+sweep runs a scenario with each interruption at each point. For pairs, it adds each second interruption
+at each later point.
 
-Nothing here waits for real time, and nothing is random: the same code is struck in the same places.
+Nothing is chosen at random, and except on uvloop nothing waits for real time.
 """
 
 import asyncio
@@ -31,25 +32,25 @@ from ownertask._owner import Run
 LOSSES = ["loss", "owner_task_is_cancelled", "transport_ends", "transport_crashes"]
 
 
-class Blow(NamedTuple):
-    """What strikes, and where: the k-th time that `who` is about to suspend, or has woken up.
+class Interruption(NamedTuple):
+    """What happens, and at which point: the k-th time that `who` is about to suspend, or has woken up.
 
-    The second of two counts from the first.
+    For the second of two interruptions, `k` counts from the first.
     """
 
-    what: str
+    kind: str
     who: str
     when: str
     k: int
 
     def __str__(self):
-        return f"{self.what} {self.when} suspension {self.k} of the {self.who}"
+        return f"{self.kind} {self.when} suspension {self.k} of the {self.who}"
 
 
 class Driven:
     """Awaits a coroutine, and calls `at_point()` at each of its points.
 
-    Where something has struck as it woke up, others get turns before it goes on.
+    If the coroutine is interrupted as it wakes up, other tasks run before it continues.
     """
 
     def __init__(self, coroutine, at_point):
@@ -69,8 +70,8 @@ class Driven:
                 continue
             if self.at_point("after"):
                 for _ in range(2):
-                    turn = yield from self.suspend_for_a_turn()
-                    resume, value = turn or (resume, value)
+                    thrown = yield from self.let_others_run()
+                    resume, value = thrown or (resume, value)
 
     def suspend(self, trap):
         try:
@@ -78,16 +79,16 @@ class Driven:
         except BaseException as exc:
             return self.coroutine.throw, exc
 
-    def suspend_for_a_turn(self):
+    def let_others_run(self):
         try:
-            yield from cancel_shielded_checkpoint_of_this_loop().__await__()
+            yield from shielded_checkpoint().__await__()
         except BaseException as exc:
             return self.coroutine.throw, exc
         return None
 
 
-def cancel_shielded_checkpoint_of_this_loop():
-    # On asyncio, anyio's opens a scope, which a native cancellation would be mistaken in.
+def shielded_checkpoint():
+    # On asyncio, anyio's version opens a cancel scope, which mistakes native cancellations for its own.
     return asyncio.sleep(0) if is_asyncio() else cancel_shielded_checkpoint()
 
 
@@ -95,20 +96,21 @@ def is_asyncio():
     return asyncio._get_running_loop() is not None
 
 
-class Boom(Exception):  # noqa: N818 - short, as it is in every report
-    """What crashes raise here."""
+class Boom(Exception):  # noqa: N818 - short, because it is in every report
+    """The exception that crashes and failing stages raise."""
 
 
-class Harbour(ConnectionManager[object]):
-    """Its connection has a child task, and records what is done to it.
+class RecordingManager(ConnectionManager[object]):
+    """Records how its connection is opened and closed. The connection has a child task.
 
     Args:
         opening: Awaited before the connection is yielded.
-        closing: Awaited after that.
+        closing: Awaited after the `yield`.
+        start_timeout: See `ConnectionManager`.
     """
 
     def __init__(self, opening, closing, start_timeout=None):
-        super().__init__(name="harbour")
+        super().__init__(name="recording")
         self.start_timeout = start_timeout
         self.opening = opening
         self.closing = closing
@@ -130,18 +132,18 @@ class Harbour(ConnectionManager[object]):
 
     @asynccontextmanager
     async def open_connection(self):
-        assert not self.is_acquired, "9: there are two owners at once"
+        assert not self.is_acquired, "9: two owner tasks are alive at once"
         self.entered.append(anyio.get_current_task().id)
         try:
             async with anyio.create_task_group() as self.group:
                 self.crash = anyio.Event()
                 self.group.start_soon(self.child, self.crash)
-                await self.raising(self.opening)
+                await self.run_stage(self.opening)
                 try:
                     yield object()
                 finally:
                     try:
-                        await self.raising(self.closing)
+                        await self.run_stage(self.closing)
                     except anyio.get_cancelled_exc_class():
                         self.closings_cancelled += 1
                         raise
@@ -150,7 +152,7 @@ class Harbour(ConnectionManager[object]):
             self.group = self.crash = None
             self.exited.append(anyio.get_current_task().id)
 
-    async def raising(self, stage):
+    async def run_stage(self, stage):
         try:
             await stage()
         except Boom as error:
@@ -159,20 +161,22 @@ class Harbour(ConnectionManager[object]):
 
 
 class Scenario:
-    """What is swept. `caller` is the task that is struck; the others are not.
+    """A scenario to sweep. Only the caller and the owner task are interrupted.
+
+    Its functions are called with the world. A unit of time is a second, on uvloop a millisecond.
 
     Args:
-        caller: Awaited with the world.
-        prepare: Awaited with the world before, undisturbed.
-        others: Tasks that run beside the caller.
-        bound: Seconds that no `start()` may outlive.
-        stop_bound: The same of `stop()`, if it is another.
-        is_forced: Whether the caller itself has its close cancelled.
-        has_task_group: Whether the caller opens one.
-        outcome: How the caller ends if nothing strikes.
-        allowed: What else `start()` may raise, whatever strikes.
-        create_manager: What the manager is made by.
-        settings: What the manager is made of; see `Harbour`.
+        caller: The function that runs in the caller's task.
+        prepare: Runs before the caller, without interruptions.
+        others: Functions that run in other tasks, at the same time as the caller.
+        bound: How long a `start()` may take.
+        stop_bound: How long a `stop()` may take; `None` means the same as `bound`.
+        is_forced: Whether the close may be cancelled even without an interruption.
+        has_task_group: Whether the caller opens a task group.
+        outcome: The exception that the caller raises without an interruption, if any.
+        allowed: Exceptions that `start()` may raise in any case.
+        create_manager: The manager's class.
+        settings: For each argument of `create_manager`, a function of the unit that returns it.
     """
 
     def __init__(
@@ -187,7 +191,7 @@ class Scenario:
         has_task_group=False,
         outcome=None,
         allowed=(),
-        create_manager=Harbour,
+        create_manager=RecordingManager,
         **settings,
     ):
         self.caller = caller
@@ -214,8 +218,8 @@ class World:
         self.is_virtual = unit == 1
         self.lost = []
         self.lost_while_opening = []
-        self.struck_while_open = []
-        self.struck = []
+        self.interruptions_while_open = []
+        self.interruptions = []
         self.points = Counter()
         self.is_armed = False
         self.caller_task = None
@@ -227,36 +231,39 @@ class World:
         self.runs = []
 
     def __repr__(self):
-        return " | ".join(map(str, self.struck))
+        return " | ".join(map(str, self.interruptions))
 
-    # What strikes.
+    # Interruptions.
 
     def at_point(self, who, when):
-        self.check("5: it can be read if and only if it is open", self.is_readable() == self.is_open())
+        self.check(
+            "5: the connection can be read if and only if it is open",
+            self.is_readable() == self.is_open(),
+        )
         if not self.is_armed or not self.plan:
             return False
         self.points[who, when] += 1
-        blow = self.plan[0]
-        if (who, when) != (blow.who, blow.when) or self.points[who, when] != blow.k:
+        planned = self.plan[0]
+        if (who, when) != (planned.who, planned.when) or self.points[who, when] != planned.k:
             return False
         self.points.clear()
         self.plan.pop(0)
         if when == "before" and not is_asyncio():
-            # In the middle of a suspension trio's task must not be woken up by itself.
-            self.tasks.start_soon(self.strike_soon, blow)
+            # A trio task that is about to suspend must not wake itself up. Another task interrupts it.
+            self.tasks.start_soon(self.interrupt_soon, planned)
         else:
-            self.strike(blow)
+            self.interrupt(planned)
         return True
 
-    async def strike_soon(self, blow):
+    async def interrupt_soon(self, interruption):
         if self.is_armed:
-            self.strike(blow)
+            self.interrupt(interruption)
 
-    def strike(self, blow):
-        self.struck.append(blow)
+    def interrupt(self, interruption):
+        self.interruptions.append(interruption)
         if self.is_open():
-            self.struck_while_open.append((blow.what, anyio.current_time()))
-        getattr(self, blow.what)()
+            self.interruptions_while_open.append((interruption.kind, anyio.current_time()))
+        getattr(self, interruption.kind)()
 
     def caller_scope_is_cancelled(self):
         self.caller_scope.cancel()
@@ -285,24 +292,24 @@ class World:
         self.manager.connection_lost(Boom("loss"))
 
     def stop(self):
-        self.stop_by_a_third(300)
+        self.stop_from_another_task(300)
 
     def stop_now(self):
-        self.stop_by_a_third(0)
+        self.stop_from_another_task(0)
 
-    def stop_by_a_third(self, timeout):
+    def stop_from_another_task(self, timeout):
         async def stop():
-            await self.stopped(timeout)
+            await self.checked_stop(timeout)
             self.stops_by_others -= 1
 
         self.stops_by_others += 1
         self.tasks.start_soon(stop)
 
-    # What is checked.
+    # Checks.
 
-    def check(self, what, holds):
+    def check(self, message, holds):
         if not holds:
-            self.problems.append(what)
+            self.problems.append(message)
 
     def is_open(self):
         return self.manager.state is ConnectionState.OPEN
@@ -314,17 +321,17 @@ class World:
             return False
         return True
 
-    def was_struck_by(self, *blows):
-        return any(blow.what in blows for blow in self.struck)
+    def was_interrupted_by(self, *kinds):
+        return any(interruption.kind in kinds for interruption in self.interruptions)
 
     @property
     def was_cancelled(self):
-        return self.was_struck_by("caller_scope_is_cancelled", "caller_task_is_cancelled")
+        return self.was_interrupted_by("caller_scope_is_cancelled", "caller_task_is_cancelled")
 
-    async def check_that_it_stays_open(self, seconds):
-        """If nothing but the caller of something else was struck."""
+    async def check_stays_open(self, seconds):
+        """Checks that the connection stays open, unless an interruption may have ended it."""
         await anyio.sleep(seconds * self.unit)
-        ended = any(not blow.what.startswith("caller") for blow in self.struck)
+        ended = any(not interruption.kind.startswith("caller") for interruption in self.interruptions)
         self.check("a connection that start() returned was closed", ended or self.is_open())
 
     def may_raise(self, error, *, starting):
@@ -335,14 +342,14 @@ class World:
         if isinstance(error, self.scenario.allowed):
             return True
         if isinstance(error, ConnectionStoppedError):
-            return self.was_struck_by("stop", "stop_now")
+            return self.was_interrupted_by("stop", "stop_now")
         if isinstance(error, ConnectionLostError):
-            return self.was_struck_by(*LOSSES)
+            return self.was_interrupted_by(*LOSSES)
         if isinstance(error, RuntimeError) and "didn't yield" in str(error):
-            return self.was_struck_by("transport_ends")
+            return self.was_interrupted_by("transport_ends")
         if isinstance(error, BaseExceptionGroup):
             return all(self.may_raise(each, starting=True) for each in error.exceptions)
-        return isinstance(error, Boom) and self.was_struck_by("transport_crashes")
+        return isinstance(error, Boom) and self.was_interrupted_by("transport_crashes")
 
     @contextmanager
     def bounded(self, call, bound):
@@ -359,16 +366,16 @@ class World:
         return not self.manager.is_acquired and (run is None or run.is_over)
 
     def was_cancelled_again(self):
-        """Whether a native cancellation came second, which ends the wait of a cancelled `stop()`."""
-        blows = [blow.what for blow in self.struck if blow.what.startswith("caller")]
-        return "caller_task_is_cancelled" in blows[1:]
+        """Whether a native cancellation came second. It ends the wait of a cancelled `stop()`."""
+        kinds = [each.kind for each in self.interruptions if each.kind.startswith("caller")]
+        return "caller_task_is_cancelled" in kinds[1:]
 
     def library_tasks(self):
         names = map(task_name, all_tasks())
         return [name for name in names if name.startswith(("owner task of ", "ownertask "))]
 
-    async def started(self, timeout=None, *, by_other=False):
-        """`start()`, and what must hold at the moment it returns."""
+    async def checked_start(self, timeout=None, *, by_other=False):
+        """Calls `start()`, and checks the guarantees at the moment it returns or raises."""
         self.wanted_by_others += by_other
         ahead = self.manager._life.run if self.manager.state is ConnectionState.CLOSING else None
         try:
@@ -378,17 +385,17 @@ class World:
             self.wanted_by_others -= by_other
             self.check(f"start() raised {error!r}", self.may_raise(error, starting=True))
             if not self.wanted_by_others and (ahead is None or ahead is not self.manager._life.run):
-                self.check("1: start() raised, and its owner lives", self.is_over())
-                self.check("1: start() raised, and there are tasks left", not self.library_tasks())
+                self.check("1: start() raised, but its owner task is alive", self.is_over())
+                self.check("1: start() raised, but tasks are left", not self.library_tasks())
             raise
-        self.check("start() returned what is not open", self.is_open())
+        self.check("start() returned a connection that is not open", self.is_open())
         is_lost = self.manager._life.run in self.lost_while_opening
-        self.check("start() returned what was lost while it was opened", not is_lost)
-        self.check("start() returned another", connection is self.manager.connection)
+        self.check("start() returned a connection that was lost while opening", not is_lost)
+        self.check("start() returned a different connection", connection is self.manager.connection)
         return connection
 
-    async def stopped(self, timeout=300):
-        """`stop()`, and what must hold at the moment it returns."""
+    async def checked_stop(self, timeout=300):
+        """Calls `stop()`, and checks the guarantees at the moment it returns or raises."""
         run = self.manager._life.run
         try:
             with self.bounded("stop()", self.scenario.stop_bound):
@@ -398,23 +405,27 @@ class World:
             raise
         finally:
             if not self.was_cancelled_again():
-                self.check("3: stop() returned, and the owner lives", run is None or run.is_over)
+                self.check("3: stop() ended, but the owner task is alive", run is None or run.is_over)
                 if self.is_over():
                     left = self.library_tasks()
-                    self.check(f"3: stop() returned, and there are {left}", not left)
+                    self.check(f"3: stop() ended, but tasks are left: {left}", not left)
 
-    async def waited(self):
-        """`wait_closed()`, which raises a loss and only that."""
+    async def checked_wait_closed(self):
+        """Calls `wait_closed()`, and checks that it raises a loss if there was one, and only then."""
         began = anyio.current_time()
         try:
             await self.manager.wait_closed()
         except ConnectionLostError as error:
-            self.check("a loss of nothing", self.may_raise(error, starting=True))
+            self.check(
+                "wait_closed() raised a loss that did not happen", self.may_raise(error, starting=True)
+            )
         else:
             at_once = began + self.unit if self.is_virtual else began
-            losses = [what for what, at in self.struck_while_open if what in LOSSES and at < at_once]
-            stopped = self.was_struck_by("stop", "stop_now")
-            self.check(f"{losses} not told", stopped or not losses)
+            losses = [
+                kind for kind, at in self.interruptions_while_open if kind in LOSSES and at < at_once
+            ]
+            stopped = self.was_interrupted_by("stop", "stop_now")
+            self.check(f"wait_closed() did not report {losses}", stopped or not losses)
 
 
 def task_name(task):
@@ -431,7 +442,7 @@ class Records(logging.Handler):
 
 
 async def run_case(scenario, plan, *, unit):
-    """Runs a scenario with its blows, and returns the world, with what did not hold in it."""
+    """Runs a scenario with the planned interruptions. Returns the world, with its failed checks."""
     tasks_before = all_tasks()
     manager = scenario.create_manager(**{key: make(unit) for key, make in scenario.settings.items()})
     world = World(scenario, plan, manager, unit=unit)
@@ -446,7 +457,7 @@ async def run_case(scenario, plan, *, unit):
             raise
 
     async def call():
-        with suppress(asyncio.CancelledError):  # as a task of its own would end
+        with suppress(asyncio.CancelledError):  # a native cancellation ends only this task
             await call_in_scope()
         if is_asyncio():
             check_cancelling()
@@ -462,19 +473,23 @@ async def run_case(scenario, plan, *, unit):
                 if isinstance(error, anyio.get_cancelled_exc_class()):
                     raise
             else:
-                # Below 4.16, anyio's task groups swallow it in the tick in which they are cancelled.
-                natively = (
-                    world.was_struck_by("caller_task_is_cancelled") and not scenario.has_task_group
+                # Before anyio 4.16, a task group that is cancelled in the same tick swallows it.
+                must_raise = (
+                    world.was_interrupted_by("caller_task_is_cancelled") and not scenario.has_task_group
                 )
-                world.check("a native cancellation was swallowed", not natively)
-                expected = scenario.outcome is None or world.struck
+                world.check("a native cancellation was swallowed", not must_raise)
+                expected = scenario.outcome is None or world.interruptions
                 world.check(f"the caller did not raise {scenario.outcome}", expected)
 
     def check_cancelling():
-        times = sum(blow.what == "caller_task_is_cancelled" for blow in world.struck)
-        # A task group of anyio's takes back more native cancellations than its own.
+        times = sum(
+            interruption.kind == "caller_task_is_cancelled" for interruption in world.interruptions
+        )
+        # An anyio task group calls uncancel() for more native cancellations than its own.
         if not scenario.has_task_group:
-            world.check("6: cancelling() is not what it was", world.caller_task.cancelling() == times)
+            world.check(
+                "6: the caller's cancelling() has changed", world.caller_task.cancelling() == times
+            )
 
     with Watch(world) as records:
         if scenario.prepare is not None:
@@ -487,23 +502,23 @@ async def run_case(scenario, plan, *, unit):
                 world.is_armed = True
                 tg.start_soon(call)
             world.is_armed = False
-            await check_the_end(world, records)
+            await check_end(world, records)
             world.check("6: a bystander was cancelled", not bystander_was_cancelled)
             world.tasks.cancel_scope.cancel()
         left = all_tasks() - tasks_before
-    world.check(f"10: there are tasks left, {left}", not left)
+    world.check(f"10: tasks are left: {left}", not left)
     return world
 
 
 def is_outcome(world, error):
-    if not world.struck:
+    if not world.interruptions:
         return isinstance(error, world.scenario.outcome or world.scenario.allowed)
     expected = world.scenario.outcome or ()
     return isinstance(error, expected) or world.may_raise(error, starting=True)
 
 
 class Watch:
-    """Has each owner of the world driven by hand, too, and notes its runs and what is logged."""
+    """Drives each owner task by hand, and collects the runs and the log records."""
 
     def __init__(self, world):
         self.world = world
@@ -530,49 +545,54 @@ class Watch:
         logger.propagate = True
 
 
-async def check_the_end(world, records):
-    """Stops what is left open by intent, and opens and closes it once more."""
+async def check_end(world, records):
+    """Stops the manager, makes the final checks, and starts and stops it once more."""
     manager = world.manager
     if not world.is_open() and not world.is_over():
-        # Nobody waits for the end after a loss, or after a second native cancellation of a stop().
-        is_lost = world.lost or world.was_struck_by(*LOSSES)
+        # After a loss, or a second native cancellation of a stop(), no call waits for the owner task.
+        is_lost = world.lost or world.was_interrupted_by(*LOSSES)
         allowed = is_lost or world.was_cancelled_again() or world.stops_by_others
-        world.check("1: an owner lives on", allowed)
+        world.check("1: an owner task is still alive", allowed)
     await manager.stop()
-    world.check("3: stop() returned, and the owner lives", world.is_over())
+    world.check("3: stop() returned, but the owner task is alive", world.is_over())
     while world.stops_by_others:
         await checkpoint()
     failed = manager.state is ConnectionState.FAILED
-    world.check("set if and only if it failed", failed == (manager.exception is not None))
-    world.check("8: in one task, once each", manager.entered == manager.exited)
-    if not world.was_struck_by("transport_ends", "transport_crashes", "owner_task_is_cancelled"):
-        forced = world.was_cancelled or world.was_struck_by("stop_now") or world.scenario.is_forced
+    world.check(
+        "`exception` is set if and only if the state is FAILED",
+        failed == (manager.exception is not None),
+    )
+    world.check("8: entered and exited once each, in the same task", manager.entered == manager.exited)
+    if not world.was_interrupted_by("transport_ends", "transport_crashes", "owner_task_is_cancelled"):
+        forced = world.was_cancelled or world.was_interrupted_by("stop_now") or world.scenario.is_forced
         world.check("4: a healthy close was cancelled", forced or not manager.closings_cancelled)
     for run in world.lost:
-        world.check("a loss was not kept", isinstance(run.exception, ConnectionLostError))
+        world.check(
+            "a loss is not in the `exception` of its run", isinstance(run.exception, ConnectionLostError)
+        )
     for run in world.runs:
-        world.check("a waiter is left", not run._wake_ups)
-        world.check("an owner is left", run.is_over and run._task is None and run.starters == 0)
+        world.check("a waiting call is left", not run._wake_ups)
+        world.check("an owner task is left", run.is_over and run._task is None and run.starters == 0)
     if world.is_virtual:
-        await anyio.sleep(400)  # a timer that is left goes off
+        await anyio.sleep(400)  # would fire a timer that is left
     logged = [record.exc_info[1] for record in records if record.exc_info]
     world.check("8: an error was logged twice", len(set(map(id, logged))) == len(logged))
-    world.check("an error of ownertask's own", not any(record.levelno >= 40 for record in records))
+    world.check("ownertask logged at ERROR", not any(record.levelno >= 40 for record in records))
     causes = [error.__cause__ for error in logged]
     for run in world.runs:
         error = run.exception
-        told = error is None or not run._was_open or any(error is seen for seen in logged)
-        world.check("8: an error was not logged", told)
+        was_logged = error is None or not run._was_open or any(error is seen for seen in logged)
+        world.check("8: an error was not logged", was_logged)
     for error in manager.errors:
         seen = any(error is other for other in [*logged, *causes])
         raised = any(error is run.exception or is_inside(error, run.exception) for run in world.runs)
-        world.check(f"8: {error!r} is told nowhere", seen or raised)
+        world.check(f"8: {error!r} was neither logged nor raised", seen or raised)
     if world.scenario.settings.get("start_timeout") is None:
         with suppress(Boom):
             with anyio.fail_after(100):
                 await manager.start()
         await manager.stop()
-        world.check("it cannot be used again", not manager.is_acquired)
+        world.check("the manager cannot be used again", not manager.is_acquired)
 
 
 def is_inside(error, other):
@@ -587,7 +607,7 @@ def is_inside(error, other):
     return False
 
 
-BLOWS = [
+INTERRUPTIONS = [
     "caller_scope_is_cancelled",
     "caller_task_is_cancelled",
     "owner_task_is_cancelled",
@@ -597,13 +617,14 @@ BLOWS = [
     "stop",
     "stop_now",
 ]
-SECOND_BLOWS = ["caller_scope_is_cancelled", "caller_task_is_cancelled", "loss", "stop_now"]
+SECOND_INTERRUPTIONS = ["caller_scope_is_cancelled", "caller_task_is_cancelled", "loss", "stop_now"]
 
 
-async def sweep(scenario, *, unit, second_blows=()):
-    """Runs a scenario with every blow, and with every second one after it.
+async def sweep(scenario, *, unit, second_interruptions=()):
+    """Runs a scenario with each interruption at each point, and with each second one after it.
 
-    Returns how many runs that were, and what did not hold, by the blows.
+    Returns:
+        The number of runs, and a dictionary from interruptions to failed checks.
     """
     runs = 0
     failures = {}
@@ -621,24 +642,24 @@ async def sweep(scenario, *, unit, second_blows=()):
             failures[plan] = world.problems
         return not world.plan
 
-    def places(blows):
-        for what in blows:
-            if "task" in what and not is_asyncio():
+    def combinations(kinds):
+        for kind in kinds:
+            if "task" in kind and not is_asyncio():
                 continue
             for who in ("caller", "owner"):
                 for when in ("before", "after"):
-                    yield what, who, when
+                    yield kind, who, when
 
     await run()
-    for place in places(BLOWS):
+    for first_combination in combinations(INTERRUPTIONS):
         for k in count(1):
-            first = Blow(*place, k)
+            first = Interruption(*first_combination, k)
             if not await run(first):
                 break
-            for second_place in places(second_blows):
-                if second_place[2] == "after":
+            for second_combination in combinations(second_interruptions):
+                if second_combination[2] == "after":
                     continue
                 for later in count(1):
-                    if not await run(first, Blow(*second_place, later)):
+                    if not await run(first, Interruption(*second_combination, later)):
                         break
     return runs, failures

@@ -1,4 +1,4 @@
-"""What the search has found, each as a test of its own."""
+"""Regression tests for faults that the search found."""
 
 import logging
 
@@ -15,8 +15,8 @@ virtual = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if 
 
 
 @virtual
-def test_C3_a_stop_in_the_last_turn_of_an_owner_is_not_followed_by_a_complaint(clock, caplog):
-    """It used to set a timer that nobody cancelled, which said later that the owner could not be
+def test_C3_a_stop_in_the_last_step_of_the_owner_task_logs_no_error_later(clock, caplog):
+    """stop() used to set a timer that was never cancelled. It later logged that the owner could not be
     stopped."""
     caplog.set_level(logging.ERROR)
 
@@ -37,7 +37,7 @@ def test_C3_a_stop_in_the_last_turn_of_an_owner_is_not_followed_by_a_complaint(c
 
 
 def test_a_stop_leaves_no_timer_behind_on_trio():
-    """A timer that was set a turn before the end used to outlive the owner by a turn."""
+    """A timer that was set one step before the end used to outlive the owner by one step."""
     probe = Probe(opening=anyio.sleep_forever)
     probe.start_timeout = 9
     left = []

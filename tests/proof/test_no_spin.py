@@ -1,4 +1,4 @@
-"""After a failure of any kind, a second in which nothing happens costs no CPU time."""
+"""Checks that an idle second uses no CPU time, after each kind of failure."""
 
 import socket
 import time
@@ -30,7 +30,7 @@ def swallowing(stage):
 
 
 @asynccontextmanager
-async def refused():
+async def open_closed_port():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         async with await anyio.connect_tcp(*unused.getsockname()) as stream:
@@ -41,32 +41,32 @@ CASES = {
     "opening raises": lambda _: Probe(raises(OSError("opening"))),
     "opening crashes": lambda _: Probe(crash),
     "opening hangs": lambda _: Probe(anyio.sleep_forever),
-    "opening shields itself": Probe,
+    "opening is shielded": Probe,
     "closing raises": lambda _: Probe(closing=raises(OSError("closing"))),
     "closing hangs": lambda _: Probe(closing=anyio.sleep_forever),
-    "closing shields itself": lambda stage: Probe(closing=stage),
+    "closing is shielded": lambda stage: Probe(closing=stage),
     "closing swallows cancellations": lambda stage: Probe(closing=swallowing(stage)),
-    "it is lost": lambda _: Probe(),
-    "it is open": lambda _: Probe(),
-    "its port is refused": lambda _: ConnectionManager.from_factory(refused),
+    "the connection is lost": lambda _: Probe(),
+    "the connection is open": lambda _: Probe(),
+    "the port is closed": lambda _: ConnectionManager.from_factory(open_closed_port),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.within(20)
-async def test_nothing_spins_after(case, grace):
+async def test_an_idle_second_uses_no_cpu_time_after(case, grace):
     stage = Stage(shield=True)
     manager = CASES[case](stage)
     try:
-        with suppress(OSError):  # of which time-outs are a kind
+        with suppress(OSError):  # includes TimeoutError
             await manager.start(timeout=0.05)
-        if case == "it is lost":
+        if case == "the connection is lost":
             manager.connection_lost()
-        elif case != "it is open":
+        elif case != "the connection is open":
             with suppress(TimeoutError):
                 await manager.stop(timeout=0.01)
-        await nothing_spins()
-        assert (manager.state is ConnectionState.CLOSING) == ("s itself" in case or "swallows" in case)
+        await assert_no_cpu_time_is_used()
+        assert (manager.state is ConnectionState.CLOSING) == ("shielded" in case or "swallows" in case)
     finally:
         stage.let_go.set()
         await manager.stop()
@@ -74,16 +74,16 @@ async def test_nothing_spins_after(case, grace):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
-async def test_nothing_spins_after_servers_have_failed():
+async def test_an_idle_second_uses_no_cpu_time_after_servers_fail():
     missing = StdioConnectionManager(StdioServerParameters(command="ownertask-has-no-such-command"))
     mute = SessionConnectionManager(MUTE, start_timeout=0.1)
     for manager in (missing, mute):
         with pytest.raises(OSError, match="."):
             await manager.start()
-    await nothing_spins()
+    await assert_no_cpu_time_is_used()
 
 
-async def nothing_spins():
+async def assert_no_cpu_time_is_used():
     before = time.process_time()
     await anyio.sleep(1)
     assert time.process_time() - before < 0.05

@@ -1,6 +1,6 @@
-"""Random sequences of everything that can be done to a manager, checked against a plain model.
+"""Runs random sequences of calls and failures, and compares the manager with a plain model.
 
-`nox -s proof` takes a hundred thousand steps.
+`nox -s proof` runs more than a hundred thousand steps.
 """
 
 import asyncio
@@ -14,30 +14,30 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from proof import clocks
 from proof.model import Call, Model
-from proof.sweep import Boom, Harbour, is_asyncio
+from proof.sweep import Boom, RecordingManager, is_asyncio
 
 from ownertask import ConnectionLostError, NotConnectedError
 
 PROFILE = os.environ.get("OWNERTASK_PROOF")
 IS_LONG = PROFILE == "long"
 
-# No two of these add up to the same time.
-PATIENCES = [None, 3.07]
-TIMEOUTS = [0, 5.3, 300.0]
-PASSES = [1.0, 4.01, 40.003]
+# These values never add up to the same time, so no two deadlines coincide.
+START_TIMEOUTS = [None, 3.07]
+STOP_TIMEOUTS = [0, 5.3, 300.0]
+DURATIONS = [1.0, 4.01, 40.003]
 LOSS_TIMEOUT = 30.0
 
 steps = st.one_of(
     st.tuples(st.just("start"), st.none()),
-    st.tuples(st.just("start"), st.sampled_from(PATIENCES)),
-    st.tuples(st.just("stop"), st.sampled_from(TIMEOUTS)),
+    st.tuples(st.just("start"), st.sampled_from(START_TIMEOUTS)),
+    st.tuples(st.just("stop"), st.sampled_from(STOP_TIMEOUTS)),
     st.tuples(st.just("wait_closed"), st.none()),
     st.tuples(st.just("cancel"), st.integers(0, 3)),
     st.tuples(st.just("cancel natively"), st.integers(0, 3)),
     st.tuples(st.just("next_open"), st.sampled_from(["ok", "fail", "hang", "hang"])),
     st.tuples(st.just("next_close"), st.sampled_from(["ok", "fail", "hang", "hang"])),
     st.tuples(st.sampled_from(["lose", "crash", "cancel owner"]), st.none()),
-    st.tuples(st.just("pass time"), st.sampled_from(PASSES)),
+    st.tuples(st.just("pass time"), st.sampled_from(DURATIONS)),
 )
 clock = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
 
@@ -53,23 +53,25 @@ def searched(examples):
     )
 
 
-class Actors:
-    """A manager, what is done to it, and the calls that are under way."""
+class Harness:
+    """A manager, its model, and the calls that were made to it."""
 
     def __init__(self, tasks):
         self.tasks = tasks
-        self.manager = Harbour(partial(self.act, "next_open"), partial(self.act, "next_close"))
+        self.manager = RecordingManager(
+            partial(self.perform, "next_open"), partial(self.perform, "next_close")
+        )
         self.model = Model()
         self.script = {"next_open": "ok", "next_close": "ok"}
         self.calls = []
 
-    async def act(self, stage):
-        told, self.script[stage] = self.script[stage], "ok"
-        if told == "hang":
+    async def perform(self, stage):
+        outcome, self.script[stage] = self.script[stage], "ok"
+        if outcome == "hang":
             await anyio.sleep_forever()
         await checkpoint()
-        if told == "fail":
-            raise Boom("told to fail")
+        if outcome == "fail":
+            raise Boom("the stage fails")
 
     async def call(self, call, function):
         call.task = asyncio.current_task() if is_asyncio() else None
@@ -82,19 +84,19 @@ class Actors:
                     call.ended = type(error).__name__
                 else:
                     call.ended = "returned"
-                self.check_the_return(call)
+                self.check_end_of_call(call)
         except asyncio.CancelledError:
             call.ended = "cancelled"
         if call.ended == "cancelled":
-            self.check_the_return(call)
+            self.check_end_of_call(call)
         call.is_over = True
 
-    def check_the_return(self, call):
-        """What must hold at the moment that a call returns, whatever else goes on."""
-        run = call.run if call.kind == "stop" and not call.is_cut else None
-        assert run is None or run.is_over, "3: stop() has ended, and the owner lives"
+    def check_end_of_call(self, call):
+        """Checks the guarantees that hold at the moment when a call ends."""
+        run = call.run if call.kind == "stop" and not call.wait_was_cut_short else None
+        assert run is None or run.is_over, "3: stop() ended, but the owner task is alive"
         if call.kind == "start" and call.ended == "returned":
-            assert self.manager.state.value == "open", "start() returned what is not open"
+            assert self.manager.state.value == "open", "start() returned a connection that is not open"
 
     def do(self, step, argument):
         live = [call for call in self.calls if not call.is_over]
@@ -105,8 +107,8 @@ class Actors:
             if live:
                 call = live[argument % len(live)]
                 if step == "cancel natively" and call.task is not None:
-                    # One that comes second ends the wait of a stop().
-                    call.is_cut = call.is_cancelled
+                    # A second cancellation, if native, ends the wait of a stop().
+                    call.wait_was_cut_short = call.is_cancelled
                     call.task.cancel()
                 elif call.scope is not None:
                     call.scope.cancel()
@@ -133,7 +135,7 @@ class Actors:
     def begin_call(self, step, argument, now):
         call = Call(step)
         call.scope = call.task = None
-        call.is_over = call.is_cancelled = call.is_cut = False
+        call.is_over = call.is_cancelled = call.wait_was_cut_short = False
         call.run = self.manager._life.run
         self.calls.append(call)
         if step == "start":
@@ -160,45 +162,47 @@ class Actors:
 
     async def end(self):
         self.script.update(next_open="ok", next_close="ok")
-        await rest()
+        await let_all_tasks_run()
         await self.manager.stop()
-        await rest()
-        assert all(call.is_over for call in self.calls), "7: a call outlives the run"
-        assert self.manager.entered == self.manager.exited, "8: in one task, once each"
+        await let_all_tasks_run()
+        assert all(call.is_over for call in self.calls), "7: a call is still waiting after the run"
+        assert self.manager.entered == self.manager.exited, (
+            "8: entered and exited once each, in the same task"
+        )
         run = self.manager._life.run
         assert run is None or (not run._wake_ups and run.starters == 0)
         self.tasks.cancel_scope.cancel()
 
 
-async def rest():
+async def let_all_tasks_run():
     for _ in range(60):
         await checkpoint()
 
 
 @clock
-def test_at_rest_it_is_as_the_model_says(clock, record_property):
+def test_the_manager_matches_the_model_whenever_no_task_can_run(clock, record_property):
     taken = 0
 
     async def main(sequence):
         nonlocal taken
         async with anyio.create_task_group() as tg:
-            actors = Actors(tg)
+            harness = Harness(tg)
             for step, argument in sequence:
                 taken += 1
                 if step == "pass time":
                     await anyio.sleep(argument)
                 else:
-                    actors.do(step, argument)
-                await rest()
-                actors.model.pass_time(anyio.current_time())
-                actors.check()
-                assert actors.manager.state.value == actors.model.state
-                failure = actors.manager.exception
-                assert failure is None or type(failure).__name__ == actors.model.failure
-                for call in actors.calls:
+                    harness.do(step, argument)
+                await let_all_tasks_run()
+                harness.model.pass_time(anyio.current_time())
+                harness.check()
+                assert harness.manager.state.value == harness.model.state
+                failure = harness.manager.exception
+                assert failure is None or type(failure).__name__ == harness.model.failure
+                for call in harness.calls:
                     ended = call.ended if call.is_over else None
                     assert ended == call.expected, call.kind
-            await actors.end()
+            await harness.end()
 
     @searched(60)
     @given(st.lists(steps, min_size=15, max_size=40))
@@ -210,23 +214,23 @@ def test_at_rest_it_is_as_the_model_says(clock, record_property):
 
 
 @clock
-def test_whatever_races_with_whatever_the_guarantees_hold(clock, record_property):
+def test_the_guarantees_hold_when_calls_and_failures_race(clock, record_property):
     taken = 0
 
     async def main(sequence):
         nonlocal taken
         async with anyio.create_task_group() as tg:
-            actors = Actors(tg)
+            harness = Harness(tg)
             for (step, argument), turns in sequence:
                 taken += 1
                 if step == "pass time":
                     await anyio.sleep(argument)
                 else:
-                    actors.do(step, argument)
+                    harness.do(step, argument)
                 for _ in range(turns):
                     await checkpoint()
-                    actors.check()
-            await actors.end()
+                    harness.check()
+            await harness.end()
 
     @searched(60)
     @given(st.lists(st.tuples(steps, st.integers(0, 4)), min_size=15, max_size=40))
@@ -238,7 +242,7 @@ def test_whatever_races_with_whatever_the_guarantees_hold(clock, record_property
 
 
 def run(main, sequence, clock):
-    """Raises the leaf of what fails, which hypothesis tells failures apart by."""
+    """Runs a sequence. Raises the innermost exception, by which hypothesis tells failures apart."""
     try:
         clocks.run(main, sequence, clock=clock)
     except BaseExceptionGroup as group:

@@ -1,6 +1,6 @@
-"""Many starts, stops, kills and cancellations over stdio leave nothing that adds up.
+"""Checks that many starts, stops, kills and cancellations over stdio leak nothing.
 
-`nox -s soak` takes 2,000 cycles.
+`nox -s soak` runs 2,000 cycles.
 """
 
 import gc
@@ -19,7 +19,7 @@ from servers import TINY
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
 CYCLES = 1000 if os.environ.get("OWNERTASK_PROOF") == "soak" else 36
-# What one manager, one task or one frame that is left each time would cost at the least.
+# Less than the cost of leaking one manager, one task or one frame per cycle.
 BYTES_PER_CYCLE = 400
 
 pytestmark = [
@@ -61,36 +61,39 @@ async def cancel_the_stop(manager):
         tg.cancel_scope.cancel()
 
 
-async def hold(manager):
+async def use_in_a_block(manager):
     async with manager:
         pass
 
 
-WAYS = [start_and_stop, stop_by_force, kill, cancel_the_start, cancel_the_stop, hold]
+ACTIONS = [start_and_stop, stop_by_force, kill, cancel_the_start, cancel_the_stop, use_in_a_block]
 
 
 def lasting_resources():
-    # Below Python 3.12, asyncio's thread that has told of a child's end ends a moment after that.
+    # Before Python 3.12, asyncio waits for each child process in a thread, which ends a moment later.
     return {name for name in resources() if not name.startswith("thread asyncio-waitpid")}
 
 
 def median_slope(values):
-    """Of all pairs, so that what is loaded once, late, is no slope, and a leak is one (Theil-Sen)."""
+    """Returns the median slope over all pairs of values (Theil-Sen).
+
+    Memory that is allocated once hardly changes it, even late in the test. A leak in each cycle does.
+    """
     pairs = combinations(enumerate(values), 2)
     return statistics.median((b - a) / (n - m) for (m, a), (n, b) in pairs)
 
 
 @pytest.mark.within(3000)
-async def test_invariant_10_many_cycles_over_stdio_leave_nothing_that_adds_up(record_property):
+async def test_invariant_10_repeated_stdio_cycles_leak_nothing(record_property):
     managers = [StdioConnectionManager(TINY), SessionConnectionManager(TINY)]
-    ways = [(way, manager) for way in WAYS for manager in managers]
+    actions = [(action, manager) for action in ACTIONS for manager in managers]
 
     async def cycle(number):
-        way, manager = ways[number % len(ways)]
-        await way(manager)
-        await manager.stop()  # what was opened before it could be cancelled
+        action, manager = actions[number % len(actions)]
+        await action(manager)
+        await manager.stop()  # in case the call succeeded before it was cancelled
 
-    for number in range(len(ways)):  # so that what is made once is made
+    for number in range(len(actions)):  # a first round, for everything that is allocated only once
         await cycle(number)
     tasks, rest = len(all_tasks()), lasting_resources()
     memory = []
@@ -100,15 +103,15 @@ async def test_invariant_10_many_cycles_over_stdio_leave_nothing_that_adds_up(re
             await cycle(number)
             assert len(all_tasks()) == tasks
             assert lasting_resources() == rest
-            if (number + 1) % len(ways) == 0:
+            if (number + 1) % len(actions) == 0:
                 gc.collect()
                 memory.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    # In the first rounds caches fill up, which a few cycles cannot be told from a leak.
+    # Caches fill up in the first rounds. With few cycles, that would look like a leak.
     memory = memory[len(memory) // 3 :]
     if len(memory) > 15:
-        slope = median_slope(memory) / len(ways)
+        slope = median_slope(memory) / len(actions)
         print(f"{slope:.0f} bytes per cycle")
         assert slope < BYTES_PER_CYCLE
     record_property("cycles", CYCLES)
