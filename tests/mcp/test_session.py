@@ -379,7 +379,7 @@ async def test_the_read_timeout_can_be_seconds_or_a_timedelta(seconds):
 
 @kinds
 async def test_options_that_the_installed_sdk_does_not_accept_are_rejected(kind):
-    for option in ("colour", "read_stream", "server"):
+    for option in ("color", "read_stream", "server"):
         with pytest.raises(TypeError, match=f"unexpected argument '{option}'.* accepts .*client_info"):
             kind(TINY, **{option: 1})
     if not _sdk.HAS_CLIENT:

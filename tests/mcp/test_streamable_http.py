@@ -343,7 +343,7 @@ def test_invalid_arguments_are_refused_without_showing_secrets(manager_type, arg
             TypeError,
             r"http_client must be an httpx2?\.AsyncClient, not builtins\.int",
         ),
-        ({"colour": 1}, TypeError, "unexpected argument 'colour'"),
+        ({"color": 1}, TypeError, "unexpected argument 'color'"),
         ({"url": None}, TypeError, "url must be a URL, not NoneType"),
     ],
 )
