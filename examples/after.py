@@ -1,4 +1,4 @@
-"""The same with ownertask, for several servers, which are closed at once.
+"""The class of before.py with ownertask, and several servers that start and stop concurrently.
 
 Usage: python examples/after.py [asyncio|trio]
 """
@@ -33,23 +33,23 @@ class Calculator:
 managers = {name: SessionConnectionManager(server, name=name) for name in ("red", "green", "blue")}
 
 
-async def open_all() -> None:
+async def start_all() -> None:
     try:
         async with anyio.create_task_group() as task_group:
             for manager in managers.values():
                 task_group.start_soon(manager.start)
     except BaseException:
-        await close_all()
+        await stop_all()
         raise
 
 
-async def close_all() -> None:
+async def stop_all() -> None:
     async with anyio.create_task_group() as task_group:
         for manager in managers.values():
             task_group.start_soon(manager.stop)
 
 
-async def tools_of_all() -> dict[str, str]:
+async def list_all_tools() -> dict[str, str]:
     return {
         tool.name: name
         for name, manager in managers.items()
@@ -60,17 +60,17 @@ async def tools_of_all() -> dict[str, str]:
 # --8<-- [end:many]
 
 
-async def in_a_task(function: Callable[[], Coroutine[object, object, None]]) -> None:
+async def run_in_task(function: Callable[[], Coroutine[object, object, None]]) -> None:
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(function)
 
 
 async def main() -> None:
     calculator = Calculator()
-    for function in (calculator.connect, calculator.close, open_all):
-        await in_a_task(function)
-    print(await tools_of_all())
-    await in_a_task(close_all)
+    for function in (calculator.connect, calculator.close, start_all):
+        await run_in_task(function)
+    print(await list_all_tools())
+    await run_in_task(stop_all)
     print(*(manager.state.value for manager in managers.values()))
 
 

@@ -1,7 +1,7 @@
-"""A token for each request, which is asked for again when the server refuses it.
+"""Sends a token with each request, and gets a new token when the server refuses the old one.
 
 Usage: python examples/auth.py [asyncio|trio]
-It starts a server that wants a token.
+The example starts a server that requires a token.
 """
 
 import sys
@@ -20,7 +20,7 @@ else:
     try:
         import httpx2 as httpx  # the HTTP library of mcp 2.x
     except ImportError:
-        import httpx  # that of mcp 1.x
+        import httpx  # the HTTP library of mcp 1.x
 
 
 # --8<-- [start:auth]
@@ -37,7 +37,7 @@ class TokenAuth(httpx.Auth):
         response = yield request
         if response.status_code == HTTPStatus.UNAUTHORIZED:
             async with self.lock:
-                if self.token == token:  # else another request was faster
+                if self.token == token:  # otherwise another request has already renewed it
                     self.token = await new_token()
             request.headers["Authorization"] = f"Bearer {self.token}"
             yield request
@@ -50,7 +50,7 @@ async def new_token() -> str:
 async def main(url: str) -> None:
     try:
         await SessionConnectionManager(url).start()
-    except Exception as error:  # noqa: BLE001 - the SDK's, which has a name on each of its lines
+    except Exception as error:  # noqa: BLE001 - the SDK's error, whose name differs in mcp 1.x and 2.x
         print(error.__notes__[0])
     transport = StreamableHttpConnectionManager(url, auth=TokenAuth())
     async with SessionConnectionManager(transport) as session:

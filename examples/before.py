@@ -1,4 +1,4 @@
-"""What goes wrong without ownertask: a session on an `AsyncExitStack` that is closed in another task.
+"""The error without ownertask: an `AsyncExitStack` that is closed in another task.
 
 Usage: python examples/before.py
 """

@@ -1,4 +1,4 @@
-"""A program on trio that Ctrl-C ends at any moment, with its server.
+"""A trio program that Ctrl-C can end at any time, together with its server.
 
 Usage: python examples/ctrl_c_on_trio.py
 """

@@ -1,4 +1,4 @@
-"""One session for each worker process, as Celery and gunicorn fork them.
+"""One session per forked worker process, as in Celery and gunicorn.
 
 Usage: python examples/forked_worker.py
 """
@@ -17,23 +17,23 @@ server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).
 
 # --8<-- [start:worker]
 stack = ExitStack()
-manager = SessionConnectionManager(server)  # may be made before the fork
+manager = SessionConnectionManager(server)  # can be created before the fork
 portal: BlockingPortal | None = None
 
 
-def start_worker() -> None:  # Celery: the signal worker_process_init
-    global portal  # noqa: PLW0603 - one for each process
+def start_worker() -> None:  # Celery: on the worker_process_init signal
+    global portal  # noqa: PLW0603 - one portal per process
     portal = stack.enter_context(start_blocking_portal())
 
 
-def work() -> str:
+def run_task() -> str:
     assert portal is not None
-    session = portal.call(manager.start)  # the first task opens it
+    session = portal.call(manager.start)  # the first task opens the connection
     result = portal.call(session.call_tool, "add", {"a": 1, "b": 2})
     return str(result.content)
 
 
-def end_worker() -> None:  # Celery: the signal worker_process_shutdown
+def stop_worker() -> None:  # Celery: on the worker_process_shutdown signal
     with stack:
         if portal is not None:
             portal.call(manager.stop)
@@ -44,8 +44,8 @@ def end_worker() -> None:  # Celery: the signal worker_process_shutdown
 
 def run_worker() -> None:
     start_worker()
-    print("worker:", work(), manager.state.value, flush=True)
-    end_worker()
+    print("worker:", run_task(), manager.state.value, flush=True)
+    stop_worker()
     print("worker:", manager.state.value, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Runs the server of the examples over HTTP, for those examples that need one."""
+"""Runs the example server over HTTP, for the examples that need an HTTP server."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def running_server(transport: str, token: str = "") -> Generator[str]:
-    """In a process of its own, on any port that is free; yields the URL."""
+    """Runs the server in a subprocess on a free port, and yields its URL."""
     command = [sys.executable, str(Path(__file__).with_name("server.py")), transport, token]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""How an application is told that a server has died, and starts it again.
+"""Detects that a server died, and starts it again.
 
 Usage: python examples/noticing_a_loss.py [asyncio|trio]
 """
@@ -20,17 +20,17 @@ manager = SessionConnectionManager(server, name="calculator")
 
 # --8<-- [start:keep_open]
 async def keep_open() -> None:
-    """Starts it again whenever it has ended, until this task is cancelled."""
+    """Keeps the connection open until this task is cancelled."""
     delay = 0.1
     while True:
-        began = anyio.current_time()
+        started_at = anyio.current_time()
         try:
             await manager.start()
             await manager.wait_closed()
-        except Exception as error:  # noqa: BLE001 - of opening, or a loss
+        except Exception as error:  # noqa: BLE001 - failed to open, or lost
             print(f"{manager.name} is down: {error!r}")
-        if anyio.current_time() - began > 60:
-            delay = 0.1  # it has been up for some time
+        if anyio.current_time() - started_at > 60:
+            delay = 0.1  # the connection was up for a while, so retry soon
         await anyio.sleep(delay)
         delay = min(2 * delay, 30.0)
 
@@ -38,7 +38,7 @@ async def keep_open() -> None:
 # --8<-- [end:keep_open]
 
 
-async def die_and_come_back() -> None:
+async def kill_server() -> None:
     session = await manager.start()
     result = await session.call_tool("process_id", {})
     [content] = result.content
@@ -47,15 +47,15 @@ async def die_and_come_back() -> None:
     try:
         await manager.wait_closed()
     except ConnectionLostError as error:
-        print(f"lost, because {error.__cause__}")
+        print(f"connection lost: {error.__cause__}")
 
 
 # --8<-- [start:main]
 async def main() -> None:
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(keep_open)
-        await die_and_come_back()
-        await die_and_come_back()
+        await kill_server()
+        await kill_server()
         task_group.cancel_scope.cancel()
     await manager.stop()
 

@@ -1,4 +1,4 @@
-"""A transport of one's own, built from nothing: a line protocol over TCP. Its server is here, too.
+"""A custom transport: a line protocol over TCP, with its manager and a server to try it.
 
 Usage: python examples/own_transport.py [asyncio|trio]
 """
@@ -16,7 +16,7 @@ from ownertask import ConnectionLostError, ConnectionManager
 
 # --8<-- [start:protocol]
 class LineConnection:
-    """A request is a line, and so is its answer."""
+    """Sends each request as one line, and receives one line in response."""
 
     def __init__(self, stream: SocketStream, on_broken: Callable[[Exception | None], object]) -> None:
         self._stream = stream
@@ -30,7 +30,7 @@ class LineConnection:
 
     async def request(self, line: str) -> str:
         if "\n" in line:
-            raise ValueError("a request is one line")
+            raise ValueError("a request must be a single line")
         data = f"{line}\n".encode()
         async with self._lock:
             if self._is_broken:
@@ -39,7 +39,7 @@ class LineConnection:
                 await self._stream.send(data)
                 return await self.receive()
             except BaseException as error:
-                # The answer may come yet, and would be taken for that to the next request.
+                # The response may still arrive, and the next request would read it as its own.
                 self._is_broken = True
                 self._on_broken(error if isinstance(error, Exception) else None)
                 raise
@@ -63,7 +63,7 @@ class LineConnectionManager(ConnectionManager[LineConnection]):
             connection = LineConnection(stream, on_broken=self.connection_lost)
             greeting = await connection.receive()
             if greeting != "READY":
-                raise ConnectionError(f"expected READY, and the server said {greeting!r}")
+                raise ConnectionError(f"expected READY, got {greeting!r}")
             yield connection
 
 
@@ -84,13 +84,13 @@ async def use(port: int) -> None:
     async with manager as connection:
         print(await connection.request("hello"))
         try:
-            await connection.request("quit")  # the server hangs up
+            await connection.request("quit")  # the server closes the connection
         except anyio.IncompleteRead:
-            print("the request has failed")
+            print("the request failed")
         try:
             await manager.wait_closed()
         except ConnectionLostError as error:
-            print(f"lost, because of {type(error.__cause__).__name__}")
+            print(f"connection lost: {type(error.__cause__).__name__}")
 
 
 # --8<-- [end:use]

@@ -1,4 +1,4 @@
-"""The same with pytest-asyncio.
+"""A session as a fixture, with pytest-asyncio.
 
 Usage: pytest examples/pytest_asyncio_fixtures.py
 """
@@ -23,7 +23,7 @@ async def session() -> AsyncGenerator[ClientSession]:
 
 
 @pytest.mark.asyncio
-async def test_the_server_adds(session: ClientSession) -> None:
+async def test_server_adds_numbers(session: ClientSession) -> None:
     await session.call_tool("add", {"a": 1, "b": 2})
 
 

@@ -1,4 +1,4 @@
-"""A session as a fixture, with anyio's own plugin for pytest, on asyncio and on trio.
+"""A session as a fixture, with anyio's pytest plugin, on asyncio and on trio.
 
 Usage: pytest examples/pytest_fixtures.py
 """
@@ -27,7 +27,7 @@ async def session(anyio_backend: str) -> AsyncGenerator[ClientSession]:
 
 
 @pytest.mark.anyio
-async def test_the_server_adds(session: ClientSession) -> None:
+async def test_server_adds_numbers(session: ClientSession) -> None:
     result = await session.call_tool("add", {"a": 1, "b": 2})
     assert not result.model_dump().get("isError")
 
@@ -36,5 +36,5 @@ async def test_the_server_adds(session: ClientSession) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_server_adds_again(session: ClientSession) -> None:
+async def test_session_is_reused(session: ClientSession) -> None:
     await session.call_tool("add", {"a": 3, "b": 4})

@@ -1,4 +1,4 @@
-"""A real MCP server, started by one task, called by others, and stopped by yet another.
+"""Starts a real MCP server in one task, calls it from three others, and stops it in a fifth.
 
 Usage: python examples/quickstart.py [asyncio|trio]
 """
@@ -17,16 +17,16 @@ manager = SessionConnectionManager(server)
 # --8<-- [end:manager]
 
 
-def say(what: str) -> None:
+def report(event: str) -> None:
     task = str(anyio.get_current_task().name).rpartition(".")[2]
-    print(f"{task:<10} {what:<26} state: {manager.state.value}")
+    print(f"{task:<10} {event:<26} state: {manager.state.value}")
 
 
 # --8<-- [start:opener]
 async def opener() -> None:
-    say("starts the server")
+    report("starting the server")
     await manager.start()
-    say("has started it, and ends")
+    report("server started, task ends")
 
 
 # --8<-- [end:opener]
@@ -37,7 +37,7 @@ async def caller(number: int) -> None:
     result = await manager.connection.call_tool("add", {"a": number, "b": number})
     [content] = result.content
     assert content.type == "text"
-    say(f"{number} + {number} = {content.text}")
+    report(f"{number} + {number} = {content.text}")
 
 
 # --8<-- [end:caller]
@@ -45,16 +45,16 @@ async def caller(number: int) -> None:
 
 # --8<-- [start:closer]
 async def closer() -> None:
-    say("stops the server")
+    report("stopping the server")
     await manager.stop()
-    say("has stopped it")
+    report("server stopped")
 
 
 # --8<-- [end:closer]
 
 
 async def main() -> None:
-    say("has a manager")
+    report("manager created")
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(opener, name="opener")
     async with anyio.create_task_group() as task_group:
@@ -62,7 +62,7 @@ async def main() -> None:
             task_group.start_soon(caller, number, name=f"caller {number}")
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(closer, name="closer")
-    say("is done")
+    report("done")
 
 
 if __name__ == "__main__":

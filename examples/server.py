@@ -1,4 +1,4 @@
-"""A small MCP server for the other examples, on stdio or over HTTP. Runs on mcp 1.x and 2.x.
+"""A small MCP server for the other examples, on stdio or over HTTP. It runs on mcp 1.x and 2.x.
 
 Usage: python examples/server.py [sse|streamable-http [TOKEN]]
 """
@@ -31,12 +31,12 @@ def add(a: int, b: int) -> int:
 
 @server.tool()
 def process_id() -> int:
-    """The id of the server's process."""
+    """Returns the process ID of the server."""
     return os.getpid()
 
 
-def guarded(app: "ASGIApp", token: str) -> "ASGIApp":
-    """The application, for those who have the token."""
+def require_token(app: "ASGIApp", token: str) -> "ASGIApp":
+    """Wraps the application so that it refuses requests without the token."""
     from starlette.responses import Response
 
     async def guard(scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
         transport, token = sys.argv[1], "".join(sys.argv[2:])
         app = server.sse_app() if transport == "sse" else server.streamable_http_app()
-        served = guarded(app, token) if token else app
-        uvicorn.run(served, port=0, access_log=False, timeout_graceful_shutdown=1)
+        app_to_serve = require_token(app, token) if token else app
+        uvicorn.run(app_to_serve, port=0, access_log=False, timeout_graceful_shutdown=1)
     else:
         server.run()

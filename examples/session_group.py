@@ -1,4 +1,4 @@
-"""The SDK's `ClientSessionGroup`, with sessions that ownertask holds.
+"""The SDK's `ClientSessionGroup`, with sessions from ownertask's managers.
 
 Usage: python examples/session_group.py [asyncio|trio]
 """

@@ -1,4 +1,4 @@
-"""A session with a server that speaks SSE, which this starts itself.
+"""Connects to a server over SSE. The example starts the server.
 
 Usage: python examples/sse.py [asyncio|trio]
 """

@@ -1,4 +1,4 @@
-"""Where a server's stderr goes, and what ownertask logs.
+"""Captures a server's stderr, and turns on ownertask's debug log.
 
 Usage: python examples/stderr_and_logging.py
 """
@@ -12,7 +12,7 @@ from mcp import StdioServerParameters
 
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
-PROGRAM = "import sys; print('no licence found', file=sys.stderr)"
+PROGRAM = "import sys; print('no license found', file=sys.stderr)"
 server = StdioServerParameters(command=sys.executable, args=["-c", PROGRAM])
 
 
@@ -22,10 +22,10 @@ async def main() -> None:
     transport = StdioConnectionManager(server, errlog)
     try:
         await SessionConnectionManager(transport).start()
-    except Exception as error:  # noqa: BLE001 - the SDK's, which has a name on each of its lines
+    except Exception as error:  # noqa: BLE001 - the SDK's error, whose name differs in mcp 1.x and 2.x
         print(type(error).__name__, *error.__notes__, sep="\n- ")
-    print(f"errlog has: {errlog.getvalue()!r}")
-    print(f"the tail is: {transport.stderr_tail!r}")
+    print(f"errlog: {errlog.getvalue()!r}")
+    print(f"stderr_tail: {transport.stderr_tail!r}")
 
 
 # --8<-- [end:stderr]

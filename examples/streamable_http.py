@@ -1,4 +1,4 @@
-"""A session with a server that speaks streamable HTTP, which this starts itself.
+"""Connects to a server over streamable HTTP. The example starts the server.
 
 Usage: python examples/streamable_http.py [asyncio|trio]
 """

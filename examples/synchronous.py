@@ -1,7 +1,7 @@
-"""One session for the threads of a synchronous web application, here a WSGI one.
+"""One session that the threads of a WSGI application share.
 
 Usage: python examples/synchronous.py
-It starts the application in a server with a thread for each request, and asks that for something.
+The example serves the application with one thread per request, and sends it a few requests.
 """
 
 import sys
@@ -23,7 +23,7 @@ server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).
 
 # --8<-- [start:calculator]
 class Calculator:
-    """For any thread. The portal is an event loop in a thread of its own."""
+    """Adds numbers. Any thread can call it. The portal runs the event loop in a separate thread."""
 
     def __init__(self, portal: BlockingPortal) -> None:
         self._portal = portal
@@ -33,7 +33,7 @@ class Calculator:
         return self._portal.call(self._add, a, b)
 
     async def _add(self, a: int, b: int) -> str:
-        session = await self._manager.start(timeout=10)  # the open one, or a new attempt
+        session = await self._manager.start(timeout=10)  # opens the connection if necessary
         result = await session.call_tool("add", {"a": a, "b": b})
         [content] = result.content
         assert content.type == "text"
@@ -46,12 +46,12 @@ class Calculator:
 # --8<-- [end:calculator]
 
 
-def application_with(calculator: Calculator) -> Callable[..., Iterable[bytes]]:
+def create_application(calculator: Calculator) -> Callable[..., Iterable[bytes]]:
     def application(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
         number = int(environ["PATH_INFO"].strip("/"))
-        answer = calculator.add(number, number)
+        total = calculator.add(number, number)
         start_response("200 OK", [("Content-Type", "text/plain")])
-        return [answer.encode()]
+        return [total.encode()]
 
     return application
 
@@ -61,7 +61,7 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
 
 
 class SilentHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of its base
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named by the base class
         pass
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     with start_blocking_portal() as portal:
         calculator = Calculator(portal)
         try:
-            serve(application_with(calculator))
+            serve(create_application(calculator))
         finally:
             calculator.close()
 

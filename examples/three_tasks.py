@@ -1,4 +1,4 @@
-"""One session, started, used and stopped by three tasks. The README shows the middle of it."""
+"""One session that is started, used and stopped in different tasks. The README quotes this file."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Bounds for opening, for a call, and for closing.
+"""Timeouts for opening, for requests, and for closing.
 
 Usage: python examples/timeouts.py [asyncio|trio]
 """
@@ -13,22 +13,24 @@ from ownertask import StartTimeoutError
 from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
-mute = StdioServerParameters(command=sys.executable, args=["-c", "import time; time.sleep(600)"])
+silent_server = StdioServerParameters(
+    command=sys.executable, args=["-c", "import time; time.sleep(600)"]
+)
 
 
 # --8<-- [start:timeouts]
 async def main() -> None:
     manager = SessionConnectionManager(
         server,
-        start_timeout=20,  # of each attempt to open, whoever waits for it
-        read_timeout_seconds=30,  # of each request: the SDK's
+        start_timeout=20,  # for each attempt to open the connection
+        read_timeout_seconds=30,  # for each request (an option of the SDK)
     )
-    session = await manager.start(timeout=10)  # this caller's patience
+    session = await manager.start(timeout=10)  # how long this call waits
     await session.call_tool("add", {"a": 1, "b": 2})
-    await manager.stop(timeout=5)  # then the owner is cancelled
+    await manager.stop(timeout=5)  # after 5 seconds, the owner task is cancelled
 
     try:
-        await SessionConnectionManager(mute, start_timeout=0.5).start()
+        await SessionConnectionManager(silent_server, start_timeout=0.5).start()
     except StartTimeoutError as error:
         print(error)
 

@@ -1,7 +1,7 @@
-"""A web application that keeps connections to several servers, one of which is down.
+"""A web application with connections to several servers. One of the servers is down.
 
 Usage: python examples/web_app.py
-It starts a server, the application, and asks that for something. With FastAPI it looks the same.
+The example starts a server and the application, and sends it a few requests.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ def create_app(urls: dict[str, str]) -> Starlette:
     async def try_to_start(manager: SessionConnectionManager) -> None:
         try:
             await manager.start(timeout=10)
-        except Exception as error:  # noqa: BLE001 - the application does without it for now
+        except Exception as error:  # noqa: BLE001 - the application runs without this server
             print(f"{manager.name} is down: {type(error).__name__}")
 
     @asynccontextmanager
@@ -47,9 +47,9 @@ def create_app(urls: dict[str, str]) -> Starlette:
     async def add(request: Request) -> JSONResponse:
         manager = managers[request.path_params["server"]]
         try:
-            session = await manager.start(timeout=10)  # the open one, or another attempt
-        except Exception as error:  # noqa: BLE001 - whatever it is, the server cannot be had
-            return JSONResponse({"down": type(error).__name__}, status_code=503)
+            session = await manager.start(timeout=10)  # opens the connection if necessary
+        except Exception as error:  # noqa: BLE001 - any error means that the server is unavailable
+            return JSONResponse({"error": type(error).__name__}, status_code=503)
         result = await session.call_tool("add", {"a": 1, "b": 2})
         return JSONResponse([content.model_dump()["text"] for content in result.content])
 
@@ -70,10 +70,10 @@ def fetch(url: str) -> str:
 
 
 async def main(url: str) -> None:
-    app = create_app({"calculator": url, "search": "http://127.0.0.1:9/mcp"})  # nobody listens there
+    app = create_app({"calculator": url, "search": "http://127.0.0.1:9/mcp"})  # nothing listens there
     web_server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     serving = asyncio.create_task(web_server.serve())
-    while not web_server.started:  # uvicorn has no event for that
+    while not web_server.started:  # uvicorn has no event to wait for
         await asyncio.sleep(0.01)
     [[host, port]] = [listener.getsockname() for listener in web_server.servers[0].sockets]
     for path in ("health", "add/calculator", "add/search"):

@@ -1,4 +1,4 @@
-"""A server on a WebSocket, started by this example, and a session on it with fresh headers."""
+"""Connects to a server over a WebSocket, with new headers each time. The example starts the server."""
 
 import subprocess
 import sys
@@ -13,16 +13,16 @@ SERVER = Path(__file__).parents[1] / "tests" / "mcp" / "servers" / "websocket.py
 
 # --8<-- [start:headers]
 async def fresh_headers() -> dict[str, str]:
-    return {"Authorization": "Bearer " + "a token that was just renewed"}
+    return {"Authorization": "Bearer " + "a-new-token"}
 
 
-def manager_of(url: str) -> SessionConnectionManager:
+def create_manager(url: str) -> SessionConnectionManager:
     return SessionConnectionManager(WebSocketConnectionManager(url, fresh_headers))
 
 
 # --8<-- [end:headers]
 async def main(url: str) -> None:
-    async with manager_of(url) as session:
+    async with create_manager(url) as session:
         print((await session.call_tool("add", {"a": 1, "b": 2})).content)
 
 

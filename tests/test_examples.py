@@ -1,4 +1,4 @@
-"""Every example runs, and the README shows what is in them."""
+"""Tests for the examples, and for the pages that quote them."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def run(*args, stdin=None):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_quickstart_tells_what_each_task_did(backend):
+def test_the_quickstart_prints_the_state_after_each_step(backend):
     lines = run("examples/quickstart.py", backend).splitlines()
     assert [line.rpartition("state: ")[2] for line in lines] == [
         "new",
@@ -44,7 +44,7 @@ def test_the_quickstart_tells_what_each_task_did(backend):
     assert {"1 + 1 = 2", "2 + 2 = 4", "3 + 3 = 6"} <= {line[11:37].strip() for line in lines}
 
 
-def test_three_tasks():
+def test_a_session_is_started_used_and_stopped_in_different_tasks():
     assert run("examples/three_tasks.py").count("text='3'") == 2
 
 
@@ -52,39 +52,39 @@ backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @backends
-def test_own_transport(backend):
+def test_a_custom_transport_reports_a_lost_connection(backend):
     assert run("examples/own_transport.py", backend).splitlines() == [
         "HELLO",
-        "the request has failed",
-        "lost, because of IncompleteRead",
+        "the request failed",
+        "connection lost: IncompleteRead",
     ]
     page = (ROOT / "docs/tutorial/own-transport.md").read_text()
     assert run("examples/own_transport.py", backend) in page
 
 
 @backends
-def test_noticing_a_loss(backend):
-    told = run("examples/noticing_a_loss.py", backend).splitlines()
-    assert told.count("lost, because the server closed its stdout") == 2
-    down = [line for line in told if line.startswith("calculator is down: ConnectionLostError(")]
-    assert 1 <= len(down) <= 2  # the second may come when nobody listens any more
-    assert len(told) == 2 + len(down)
+def test_a_lost_connection_is_opened_again(backend):
+    printed = run("examples/noticing_a_loss.py", backend).splitlines()
+    assert printed.count("connection lost: the server closed its stdout") == 2
+    down = [line for line in printed if line.startswith("calculator is down: ConnectionLostError(")]
+    assert 1 <= len(down) <= 2  # the task may be cancelled before it prints the second
+    assert len(printed) == 2 + len(down)
 
 
 @backends
-def test_timeouts(backend):
+def test_starting_a_silent_server_times_out(backend):
     assert run("examples/timeouts.py", backend).endswith(": not connected after 0.5 s\n")
 
 
 @backends
-def test_auth(backend):
+def test_an_expired_token_is_renewed(backend):
     refused, result = run("examples/auth.py", backend).splitlines()
     assert refused == "HTTP status 401 Unauthorized, WWW-Authenticate: Bearer"
     assert "text='3'" in result
     assert refused in (ROOT / "docs/how-to/http.md").read_text()
 
 
-def test_before_and_after():
+def test_closing_in_another_task_fails_only_without_ownertask():
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run("examples/before.py")
     assert "RuntimeError: Attempted to exit cancel scope in a different task" in caught.value.stderr
@@ -95,19 +95,19 @@ def test_before_and_after():
 
 
 @backends
-def test_session_group(backend):
-    tools, result, left = run("examples/session_group.py", backend).splitlines()
+def test_a_session_group_uses_sessions_from_managers(backend):
+    tools, result, states = run("examples/session_group.py", backend).splitlines()
     assert tools == "green.add green.process_id red.add red.process_id"
     assert "text='3'" in result
-    assert left == "failed closed"  # the server of the first one was killed
+    assert states == "failed closed"  # the first connection was reported as lost
 
 
-def test_synchronous():
+def test_threads_share_a_session():
     assert run("examples/synchronous.py") == "0 2 4 6 8\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_forked_worker():
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_forked_worker_opens_its_own_session():
     opened, closed, parent = run("examples/forked_worker.py").splitlines()
     assert "text='3'" in opened
     assert opened.endswith("open")
@@ -115,22 +115,22 @@ def test_forked_worker():
     assert parent == "parent: new"
 
 
-def test_notebook():
-    """asyncio's own console runs each statement in a task of its own, as a notebook does its cells."""
+def test_the_cells_of_a_notebook_share_a_session():
+    """asyncio's console stands in for a notebook: it runs each statement in a separate task."""
     printed = run("-m", "asyncio", stdin=(ROOT / "examples/notebook.ipy").read_text())
     assert "text='3'" in printed
     assert "ConnectionState.CLOSED" in printed
 
 
 @pytest.mark.parametrize("plugin", ["anyio", "asyncio"])
-def test_pytest_fixtures(plugin):
+def test_a_pytest_fixture_provides_a_session(plugin):
     path = {"anyio": "pytest_fixtures", "asyncio": "pytest_asyncio_fixtures"}[plugin]
     options = ("-q", "-c", os.devnull, f"--rootdir={ROOT}", "-p", "no:cacheprovider")
     printed = run("-m", "pytest", *options, f"examples/{path}.py")
     assert f"{ {'anyio': 4, 'asyncio': 1}[plugin] } passed" in printed
 
 
-def test_stderr_and_logging():
+def test_the_error_quotes_the_stderr_of_the_server():
     printed = run("examples/stderr_and_logging.py")
     kind = printed.partition("\n")[0]
     assert kind in {"MCPError", "McpError"}
@@ -139,25 +139,25 @@ def test_stderr_and_logging():
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("path", ["examples/sse.py", "examples/streamable_http.py"])
-def test_over_http(path, backend):
+def test_a_session_runs_over_http(path, backend):
     assert run(path, backend).count("text='3'") == 1
 
 
-def test_the_web_app_does_without_the_server_that_is_down():
+def test_the_web_app_runs_while_one_server_is_down():
     assert run("examples/web_app.py").splitlines() == [
         "search is down: ConnectError",
         "/health: 200 {'calculator': 'open', 'search': 'failed'}",
         "/add/calculator: 200 ['3']",
-        "/add/search: 503 {'down': 'ConnectError'}",
+        "/add/search: 503 {'error': 'ConnectError'}",
     ]
 
 
-def test_websocket():
+def test_a_session_runs_over_a_websocket():
     assert "text='3'" in run("examples/websocket.py")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise on Windows")
-def test_ctrl_c_on_trio():
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends signals differently")
+def test_ctrl_c_ends_a_trio_program():
     command = [sys.executable, "examples/ctrl_c_on_trio.py"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"press Ctrl-C\n"
@@ -171,19 +171,19 @@ def test_every_example_is_tested():
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server", "http_server"} == tested
 
 
-def test_the_quickstart_prints_what_the_tutorial_shows():
+def test_the_tutorial_quotes_the_output_of_the_quickstart():
     shown = (ROOT / "examples/quickstart.txt").read_text()
     assert sorted(run("examples/quickstart.py").splitlines()) == sorted(shown.splitlines())
 
 
-def test_the_readme_shows_the_example():
+def test_the_readme_quotes_three_tasks():
     source = (ROOT / "examples" / "three_tasks.py").read_text()
     shown = source.partition("[start:readme]\n")[2].partition("\n\n# --8<-- [end:readme]")[0].strip()
     assert shown in (ROOT / "README.md").read_text()
     assert len([line for line in shown.splitlines() if line]) <= 12
 
 
-def test_all_code_on_the_pages_is_that_of_examples():
+def test_code_on_the_pages_comes_from_the_examples():
     for page in (ROOT / "docs").rglob("*.md"):
         for kind, code in re.findall(
             r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
@@ -195,10 +195,10 @@ def test_all_code_on_the_pages_is_that_of_examples():
                     re.match(r"python3 -m venv|\.venv/bin/python ", line) for line in code.splitlines()
                 )
             else:
-                assert kind in {"", "mermaid"}  # what is printed, and a diagram
+                assert kind in {"", "mermaid"}  # a program's output, or a diagram
 
 
-def test_the_reference_has_every_public_name():
+def test_the_reference_documents_every_public_name():
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
     documented = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
     public = {f"ownertask.{name}" for name in ownertask.__all__ if name not in ownertask.errors.__all__}
@@ -206,7 +206,7 @@ def test_the_reference_has_every_public_name():
     assert documented == public | {"ownertask.errors"}
 
 
-def test_the_links_of_the_files_that_are_no_pages_lead_somewhere():
+def test_links_in_the_root_markdown_files_work():
     for path in ROOT.glob("*.md"):
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
             assert (ROOT / target).exists(), f"{path.name}: {target}"
