@@ -1,26 +1,28 @@
-"""The matrix: `nox` runs all of it, `nox -s NAME` one row, `nox -l` lists them."""
+"""The test matrix. `nox` runs all sessions, `nox -s NAME` runs one, and `nox -l` lists them."""
 
 import os
 import shutil
 import tarfile
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2025.5"
-nox.options.error_on_missing_interpreters = False  # a missing one is reported, and skipped
+nox.options.error_on_missing_interpreters = False  # skips the session and reports it
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "tests", "lowest", "coverage", "docs", "package"]
 
-# pyenv's shims run one version only; the others are beside them.
+# pyenv's shims select a single version. This makes the other installed versions available, too.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 for folder in sorted(PYENV.glob("versions/3.*/bin")):
     os.environ["PATH"] += os.pathsep + str(folder)
 
-PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 MERMAID = "mermaid@11.17.2"
 MERMAID_SHA256 = "581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8"
+EXTRAS = list(nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"])
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
 
 
@@ -44,14 +46,14 @@ def tests(session: nox.Session, sdk: str) -> None:
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """The lowest declared version of everything that ownertask declares."""
+    """Tests against the lowest version of each declared dependency."""
     session.install("--resolution", "lowest-direct", ".[test]")
     run_tests(session)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Of all the runs before, together: no single one has both lines of the SDK."""
+    """Reports the coverage of all test sessions together, because each one runs one line of the SDK."""
     session.install("coverage[toml]>=7.10")
     session.run("coverage", "combine", "--keep", "-q")
     session.run("coverage", "report")
@@ -59,11 +61,12 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting, lint, and types, against mcp 2."""
+    """Checks formatting, lint rules, wording and types, with mcp 2.x."""
     session.install(".[lint]", SDKS["2"])
     session.run("ruff", "format", "--check")
     session.run("ruff", "check")
     session.run("codespell")
+    session.run("pytest", "-q", "tests/test_words.py")
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "ownertask", "--ignoreexternal")
@@ -71,7 +74,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site, into `site/`; `nox -s docs -- serve` serves it instead."""
+    """Builds the site in `site/`. `nox -s docs -- serve` serves it instead."""
     session.install(".[docs]", SDKS["2"])
     add_mermaid(session)
     mkdocs = ("mkdocs", *(session.posargs or ["build", "--strict", "--quiet"]))
@@ -79,12 +82,12 @@ def docs(session: nox.Session) -> None:
 
 
 def add_mermaid(session: nox.Session) -> None:
-    """What draws the diagrams, into the site, which asks no other host for anything; needs npm."""
+    """Adds Mermaid, which draws the diagrams, so that the site loads nothing from other hosts."""
     script = Path("docs/javascripts/mermaid.min.js")
     if script.exists() and sha256(script.read_bytes()).hexdigest() == MERMAID_SHA256:
         return
     if shutil.which("npm") is None:
-        session.error("the site needs npm once, for what draws its diagrams")
+        session.error("building the site requires npm, to download Mermaid")
     folder = Path(session.create_tmp())
     session.run("npm", "pack", "--silent", f"--pack-destination={folder}", MERMAID, external=True)
     (package,) = folder.glob("mermaid-*.tgz")
@@ -94,24 +97,32 @@ def add_mermaid(session: nox.Session) -> None:
         script.parent.mkdir(exist_ok=True)
         content = source.read()
         if sha256(content).hexdigest() != MERMAID_SHA256:
-            session.error(f"{MERMAID} is not what it was")
+            session.error(f"the content of {MERMAID} has changed")
         script.write_bytes(content)
 
 
 @nox.session
-def package(session: nox.Session) -> None:
-    """What is built can be installed, and imports."""
-    session.install("build")
-    folder = session.create_tmp()
-    session.run("python", "-m", "build", "-q", "-o", folder)
-    (wheel,) = Path(folder).glob("*.whl")
-    session.install(str(wheel))
+@nox.parametrize("extra", ["none", *EXTRAS])
+def package(session: nox.Session, extra: str) -> None:
+    """Builds the package, installs it with one extra, and runs the quickstart outside the repository."""
+    build = session.create_tmp()
+    session.run("uv", "build", "--quiet", f"--out-dir={build}", external=True)
+    (wheel,) = Path(build).glob("*.whl")
+    session.install(str(wheel) if extra == "none" else f"{wheel}[{extra}]")
     session.run("python", "-W", "error", "-c", "import ownertask, ownertask.mcp")
+    with tempfile.TemporaryDirectory() as folder:
+        for file in ("quickstart.py", "server.py"):
+            shutil.copy(Path("examples", file), folder)
+        with session.chdir(folder):
+            session.run("python", "quickstart.py", *(["trio"] if extra == "trio" else []))
+            if extra == "websocket":
+                code = "import ownertask.mcp as o; print(o.WebSocketConnectionManager('ws://localhost'))"
+                session.run("python", "-c", code)
 
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Ratios, each from one run; not a test."""
+    """Measures ratios, each from one run. This is not a test."""
     session.install(".[test]", SDKS["2"], env={"UV_COMPILE_BYTECODE": "1"})
     session.run("python", "tests/benchmarks/core.py", *session.posargs)
     session.run("python", "tests/benchmarks/websocket.py", *session.posargs)
@@ -119,7 +130,7 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session
 def proof(session: nox.Session) -> None:
-    """The long search: every scenario struck twice, and some hundred thousand random steps."""
+    """Runs the long search: pairs of interruptions, and some hundred thousand random steps."""
     session.install(".[test]", SDKS["2"])
     search = ("tests/proof/test_sweep.py", "tests/proof/test_random.py")
     session.run("pytest", "-q", "-n", "4", *search, env={"OWNERTASK_PROOF": "long"})
@@ -127,14 +138,14 @@ def proof(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Seeds faults into a copy of the core, and has the search look for each."""
+    """Seeds faults in a copy of the core, and checks that the search finds each one."""
     session.install(".[test]", SDKS["2"])
     session.run("python", "tests/proof/mutants.py", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """2,000 cycles over stdio."""
+    """Runs 2,000 cycles over stdio."""
     session.install(".[test]", SDKS["2"])
-    options = ("-o", "faulthandler_timeout=0", "-n", "2")  # which ends what takes longer than that
+    options = ("-o", "faulthandler_timeout=0", "-n", "2")  # the run takes longer than that timeout
     session.run("pytest", *options, "tests/proof/test_soak.py", env={"OWNERTASK_PROOF": "soak"})

@@ -67,3 +67,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     anyio.run(main, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")
+    print("Next: docs/tutorial/first-connection.md explains this program; docs/how-to has recipes.")

@@ -27,28 +27,18 @@ def run(*args, stdin=None):
     ).stdout
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_quickstart_prints_the_state_after_each_step(backend):
-    lines = run("examples/quickstart.py", backend).splitlines()
-    assert [line.rpartition("state: ")[2] for line in lines] == [
-        "new",
-        "new",
-        "open",
-        "open",
-        "open",
-        "open",
-        "open",
-        "closed",
-        "closed",
-    ]
-    assert {"1 + 1 = 2", "2 + 2 = 4", "3 + 3 = 6"} <= {line[11:37].strip() for line in lines}
+backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@backends
+def test_the_quickstart_prints_what_the_tutorial_shows(backend):
+    """The three callers run concurrently, so their lines come in any order."""
+    shown = (ROOT / "examples/quickstart.txt").read_text()
+    assert sorted(run("examples/quickstart.py", backend).splitlines()) == sorted(shown.splitlines())
 
 
 def test_a_session_is_started_used_and_stopped_in_different_tasks():
     assert run("examples/three_tasks.py").count("text='3'") == 2
-
-
-backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @backends
@@ -134,7 +124,8 @@ def test_the_error_quotes_the_stderr_of_the_server():
     printed = run("examples/stderr_and_logging.py")
     kind = printed.partition("\n")[0]
     assert kind in {"MCPError", "McpError"}
-    assert printed.replace(kind, "MCPError") == (ROOT / "examples/stderr_and_logging.txt").read_text()
+    printed = printed.replace(kind, "MCPError").replace(f"({Path(sys.executable).name})", "(python)")
+    assert printed == (ROOT / "examples/stderr_and_logging.txt").read_text()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -171,11 +162,6 @@ def test_every_example_is_tested():
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server", "http_server"} == tested
 
 
-def test_the_tutorial_quotes_the_output_of_the_quickstart():
-    shown = (ROOT / "examples/quickstart.txt").read_text()
-    assert sorted(run("examples/quickstart.py").splitlines()) == sorted(shown.splitlines())
-
-
 def test_the_readme_quotes_three_tasks():
     source = (ROOT / "examples" / "three_tasks.py").read_text()
     shown = source.partition("[start:readme]\n")[2].partition("\n\n# --8<-- [end:readme]")[0].strip()
@@ -204,9 +190,3 @@ def test_the_reference_documents_every_public_name():
     public = {f"ownertask.{name}" for name in ownertask.__all__ if name not in ownertask.errors.__all__}
     public |= {f"ownertask.mcp.{name}" for name in ownertask.mcp.__all__}
     assert documented == public | {"ownertask.errors"}
-
-
-def test_links_in_the_root_markdown_files_work():
-    for path in ROOT.glob("*.md"):
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
-            assert (ROOT / target).exists(), f"{path.name}: {target}"

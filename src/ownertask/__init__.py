@@ -29,3 +29,5 @@ __all__ = [
     "StopTimeoutError",
     "WrongEventLoopError",
 ]
+
+__version__ = "0.1.0"

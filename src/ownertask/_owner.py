@@ -175,7 +175,7 @@ class Run(Generic[T]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the owner task can still run. In a forked child or a closed loop it can't."""
+        """`True` if the owner task can still run. In a forked child or a closed loop it can't."""
         return not self.is_over and self._process_id == os.getpid() and not self._loop.is_closed()
 
     @property
@@ -242,12 +242,12 @@ class Run(Generic[T]):
                 await self.changed(deadline)
 
     async def over_or_given_up(self) -> None:
-        """Waits until the owner task has ended or `gave_up` is set."""
+        """Waits until the owner task ends or `gave_up` is set."""
         while not (self.is_over or self.gave_up):
             await self.changed()
 
     async def forced(self) -> None:
-        """Cancels the owner task, and waits until it has ended or `gave_up` is set."""
+        """Cancels the owner task, and waits until it ends or `gave_up` is set."""
         self.force()
         await self.over_or_given_up()
 

@@ -47,7 +47,7 @@ class ConnectionManagerError(Exception):
         return _rebuild, (type(self), self.args), self.__dict__.copy()
 
     def built_anew(self) -> Self:
-        """Returns an equal error without traceback or context, for a raise of its own."""
+        """Returns an equal error without traceback or context, to be raised separately."""
         rebuilt = _rebuild(type(self), self.args)
         rebuilt.__dict__.update(self.__dict__)
         rebuilt.__cause__ = self.__cause__

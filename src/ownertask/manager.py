@@ -177,7 +177,7 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         Cancellation:
             If no other caller is waiting for the attempt, the attempt is cancelled. The call then ends
-            as soon as the owner task has ended, which includes the transport's cleanup. If the owner
+            as soon as the owner task ends, which includes the transport's cleanup. If the owner
             task has not ended after 10 seconds, this is logged at `ERROR`, and the call ends while the
             owner task is still running. Further cancellations do not shorten this wait. An expired
             `timeout` has the same effect. Other callers of the same attempt are not affected.
@@ -255,16 +255,17 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     @final
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
-        """Closes the connection and waits until the owner task has ended.
+        """Closes the connection and waits until the owner task ends.
 
         May be called in any state and by any number of tasks. If the connection is being opened, the
         attempt is cancelled immediately. An exception that the connection raises while it closes is
         logged and available as `exception`, but is not raised here.
 
         Args:
-            timeout: Maximum time for closing, in seconds, before the owner task is cancelled. 0 cancels
-                it immediately, `None` never. Of several calls, the earliest deadline applies. After
-                cancelling the owner task, the call waits for it for at most 10 more seconds.
+            timeout: Maximum time for closing, in seconds, before the owner task is cancelled. The
+                default is 30; 0 cancels it immediately, `None` never. If several calls are waiting,
+                the earliest deadline applies. After cancelling the owner task, the call waits for it
+                for at most 10 more seconds.
 
         Raises:
             StopTimeoutError: The owner task is still running after those 10 seconds.
@@ -348,7 +349,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         self._check_not_entered()
         connection = await self.start()
-        self._check_not_entered()  # another task may have entered meanwhile
+        self._check_not_entered()  # another task may have been faster
         entry = (anyio.get_current_task().id, cast("Run[T_co]", self._life.run))
         self._life.entries.append(entry)
         return connection
@@ -380,7 +381,7 @@ class ConnectionManager(ABC, Generic[T_co]):
             await self._stop(alive, STOP_TIMEOUT)
 
     async def wait_closed(self) -> None:
-        """Waits until the current run has ended, and raises its `exception`, if there is one.
+        """Waits until the current run ends, and raises its `exception`, if there is one.
 
         Applications use it to detect a lost connection. If the manager is not running, the call refers
         to the last run and does not wait.
@@ -489,7 +490,7 @@ class _Life(Generic[T]):
 
     @property
     def is_lent(self) -> bool:
-        """Whether another manager uses this one, in a run whose event loop is not closed."""
+        """`True` if another manager uses this one, in a run whose event loop is not closed."""
         return self.loan is not None and (self.loan[1] is None or self.loan[1].is_alive)
 
     @property

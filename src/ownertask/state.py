@@ -24,9 +24,9 @@ class ConnectionState(enum.Enum):
     CLOSING = "closing"
     """The owner task is exiting the context manager."""
     CLOSED = "closed"
-    """The run has ended without an error."""
+    """The run ended without an error."""
     FAILED = "failed"
-    """The run has ended with an error; see `exception`."""
+    """The run ended with an error; see `exception`."""
 
     if not TYPE_CHECKING:
         # Members compare by identity. Enum's own __hash__ is written in Python and much slower.

@@ -45,7 +45,7 @@ __all__ = [
 SDK_VERSION: Final = version("mcp")
 HAS_CLIENT: Final = int(SDK_VERSION.partition(".")[0]) >= 2
 FORGETS_BROKEN_RESPONSES: Final = not HAS_CLIENT
-"""Whether a call waits forever if its streamed response breaks off."""
+"""`True` if a call waits forever after its streamed response breaks off."""
 
 if not TYPE_CHECKING:
     http = import_module("httpx2" if HAS_CLIENT else "httpx")
@@ -151,7 +151,7 @@ async def stdio_streams(
 
 
 def _connection_closed() -> Exception:
-    """Returns the error that the SDK raises from calls when the connection has ended."""
+    """Returns the error that the SDK raises from calls after the connection ends."""
     message = "Connection closed"
     if HAS_CLIENT:
         from mcp import MCPError

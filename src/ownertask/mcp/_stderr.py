@@ -26,7 +26,7 @@ CHUNK_BYTES: Final = 65536
 """How much is read at once: the default capacity of a pipe on Linux."""
 
 LAST_CHUNKS: Final = 16
-"""How many chunks are read after the server has ended: enough for the largest pipe. The limit is
+"""How many chunks are read after the server exits: enough for the largest pipe. The limit is
 needed because a child process of the server can continue to write."""
 
 
@@ -63,7 +63,7 @@ class StderrTail:
 async def piped_stderr(name: str, errlog: ErrorLog | None, tail: StderrTail) -> AsyncGenerator[TextIO]:
     """Yields a file to use as a server's stderr. Its content is passed on to `errlog` and `tail`.
 
-    If the server has ended before this context manager is exited, all of its output is passed on.
+    If the server exits before this context manager is exited, all of its output is passed on.
 
     Args:
         name: The name of the manager, for the log.
