@@ -12,6 +12,7 @@ import nox
 nox.needs_version = ">=2025.5"
 nox.options.error_on_missing_interpreters = False  # skips the session and reports it
 nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
 nox.options.sessions = ["lint", "tests", "lowest", "coverage", "docs", "package"]
 
 # pyenv's shims select a single version. This makes the other installed versions available, too.
@@ -19,41 +20,41 @@ PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 for folder in sorted(PYENV.glob("versions/3.*/bin")):
     os.environ["PATH"] += os.pathsep + str(folder)
 
+# The tests start many processes. Without this, each one compiles the SDK again if Python may not write
+# bytecode.
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 MERMAID = "mermaid@11.17.2"
 MERMAID_SHA256 = "581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8"
 EXTRAS = list(nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"])
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
-
-
-def run_tests(session: nox.Session, *options: str) -> None:
-    data_file = Path.cwd() / f".coverage.{session.name}"
-    session.run(
-        *("coverage", "run", "-m", "pytest", "-q", "-n", "4", *options, *session.posargs),
-        env={"COVERAGE_FILE": str(data_file)},
-    )
+PYTEST = ("pytest", "-q", "-n", "4")
 
 
 @nox.session(python=PYTHONS)
 @nox.parametrize("sdk", list(SDKS))
 def tests(session: nox.Session, sdk: str) -> None:
+    """Runs the tests and measures coverage. With mcp 2.x, the README's command runs the examples."""
     session.install(".[test]", SDKS[sdk])
-    # The examples are programs, which take their time. `.ci/run` has run them with mcp 2.x before, and
-    # `lowest` runs them, too.
-    runs_examples = session.python in {"3.13", "3.14"} and sdk == "1"
-    run_tests(session, *([] if runs_examples else ["--ignore=tests/test_examples.py"]))
+    options = ["--ignore=tests/test_examples.py"] if sdk == "2" else []
+    data_file = Path.cwd() / f".coverage.{session.name}"
+    session.run(
+        *("coverage", "run", "-m", *PYTEST, *options, *session.posargs),
+        env={"COVERAGE_FILE": str(data_file)},
+    )
 
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """Tests against the lowest version of each declared dependency."""
     session.install("--resolution", "lowest-direct", ".[test]")
-    run_tests(session)
+    session.run(*PYTEST, "--ignore=tests/test_examples.py", *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Reports the coverage of all test sessions together, because each one runs one line of the SDK."""
+    """Reports the coverage of all test sessions together, because each one has one line of the SDK."""
     session.install("coverage[toml]>=7.10")
     session.run("coverage", "combine", "--keep", "-q")
     session.run("coverage", "report")
@@ -123,7 +124,7 @@ def package(session: nox.Session, extra: str) -> None:
 @nox.session
 def benchmark(session: nox.Session) -> None:
     """Measures ratios, each from one run. This is not a test."""
-    session.install(".[test]", SDKS["2"], env={"UV_COMPILE_BYTECODE": "1"})
+    session.install(".[test]", SDKS["2"])
     session.run("python", "tests/benchmarks/core.py", *session.posargs)
     session.run("python", "tests/benchmarks/websocket.py", *session.posargs)
 
@@ -133,7 +134,7 @@ def proof(session: nox.Session) -> None:
     """Runs the long search: pairs of interruptions, and some hundred thousand random steps."""
     session.install(".[test]", SDKS["2"])
     search = ("tests/proof/test_sweep.py", "tests/proof/test_random.py")
-    session.run("pytest", "-q", "-n", "4", *search, env={"OWNERTASK_PROOF": "long"})
+    session.run(*PYTEST, *search, env={"OWNERTASK_PROOF": "long"})
 
 
 @nox.session
