@@ -46,13 +46,13 @@ def anyio_backend(request):
 @pytest.fixture
 def asyncio_only(anyio_backend_name):
     if anyio_backend_name != "asyncio":
-        pytest.skip("about a native feature of asyncio's")
+        pytest.skip("tests a feature of asyncio")
 
 
 @pytest.fixture
 def trio_only(anyio_backend_name):
     if anyio_backend_name != "trio":
-        pytest.skip("about a native feature of trio's")
+        pytest.skip("tests a feature of trio")
 
 
 def all_tasks():
@@ -89,7 +89,7 @@ def resources():
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays_in_the_process(request):
+def _no_resource_is_left(request):
     before = resources()
     yield
     # Garbage does not count as left behind. If collecting it may warn, the warning belongs to this test.
@@ -97,21 +97,21 @@ def _nothing_stays_in_the_process(request):
     if may_warn or resources() - before:
         gc.collect()
     left = resources() - before
-    assert not left, f"the test has left behind {left}"
+    assert not left, f"the test left behind {left}"
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays_in_the_loop(request, _nothing_stays_in_the_process):
+def _no_owner_is_left(request, _no_resource_is_left):
     if inspect.iscoroutinefunction(request.function):
-        request.getfixturevalue("_no_task_stays")
+        request.getfixturevalue("_no_task_is_left")
     yield
     left = {task for loop in _backend._event_loops.values() for task in loop.owner_tasks}
     _backend._event_loops.clear()
-    assert not left, f"the test has left behind the owners of {left}"
+    assert not left, f"the test left behind the owners of {left}"
 
 
 @pytest.fixture
-async def _no_task_stays(request):
+async def _no_task_is_left(request):
     """Checks for leftover tasks, and ends a hanging test.
 
     The limit is five seconds, or the number of seconds in the `within` marker.
@@ -121,7 +121,7 @@ async def _no_task_stays(request):
     with anyio.fail_after(marker.args[0] if marker else 5):
         yield
     left = {task for task in all_tasks() - before if not task_of_the_runner(task)}
-    assert not left, f"the test has left behind {left}"
+    assert not left, f"the test left behind {left}"
 
 
 def task_of_the_runner(task):

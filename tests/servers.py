@@ -38,7 +38,7 @@ def http_process(transport):
             for line in process.stderr:
                 if found := re.search(r"running on (http://\S+)", line):
                     break
-            assert found, "the server has not said where it runs"
+            assert found, "the server did not print its URL"
             yield process, found[1] + ("/sse" if transport == "sse" else "/mcp")
         finally:
             process.kill()

@@ -487,13 +487,7 @@ async def test_P6_a_transport_that_ends_on_its_own_is_a_loss_without_a_cause():
 
 
 async def test_a_late_report_from_an_earlier_run_does_not_end_a_later_one():
-    late = anyio.Event()
     probe = Probe()
-
-    async def call_late():
-        await late.wait()
-        probe.connection_lost()
-
     contexts = []
     probe.opening = lambda: checkpoint_and_note(contexts)
     await probe.start()
@@ -624,8 +618,6 @@ async def test_C3_an_owner_that_cannot_be_stopped_is_named_uses_no_cpu_and_preve
     await probe.stop()
     assert probe.state is CLOSED
     await probe.start()
-    let_go = anyio.Event()
-    let_go.set()
     await probe.stop()
 
 

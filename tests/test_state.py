@@ -19,7 +19,7 @@ def diagram():
 
 
 def test_the_diagram_in_the_documentation_matches_the_table():
-    assert diagram() in PAGE.read_text(), "python tests/test_state.py draws it anew"
+    assert diagram() in PAGE.read_text(), "run python tests/test_state.py to generate it"
 
 
 def test_every_state_can_be_reached_and_left():

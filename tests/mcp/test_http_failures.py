@@ -43,7 +43,7 @@ def all_that_is_said(error, manager, log):
 @pytest.fixture
 def redirects_are_refused(case):
     if "redirect" in case and not SDK_IS_RECENT:
-        pytest.skip("this SDK follows a redirect wherever it leads")
+        pytest.skip("this SDK follows redirects to any origin")
 
 
 @backends

@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise on Windows"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows sends signals differently"),
     pytest.mark.parametrize("backend", ["asyncio", "trio", "trio-at-checkpoints"]),
 ]
 

@@ -27,7 +27,7 @@ else:
     KINDS = [SessionConnectionManager]
 
 kinds = pytest.mark.parametrize("kind", KINDS)
-only_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process")
+only_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot suspend a process")
 SERVERS = Path(__file__).parent / "servers"
 only_2 = pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x has no Client")
 ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
@@ -110,13 +110,13 @@ async def test_a_missing_command_raises_file_not_found_with_a_note_that_names_th
 @pytest.fixture
 def uvloop_only(request):
     if "[uvloop" not in request.node.name:
-        pytest.skip("about a fault of uvloop's")
+        pytest.skip("tests a defect of uvloop")
 
 
 @pytest.fixture
 def closing_stdout_is_seen(request, how):
     if how == "closes its stdout" and "[uvloop" in request.node.name:
-        pytest.skip("uvloop leaves a second descriptor of it to the server; see the next test")
+        pytest.skip("uvloop gives the server a second descriptor of its stdout; see the next test")
 
 
 @kinds

@@ -129,7 +129,7 @@ async def test_P12_invalid_utf8_is_replaced():
     assert errlog.getvalue() == "\ufffd\xe4 \ufffd"
 
 
-@pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x kills at once what is ended by force")
+@pytest.mark.skipif(not _sdk.HAS_CLIENT, reason="mcp 1.x kills the server at once in a forced stop")
 @pytest.mark.within(20)
 async def test_all_of_stderr_is_read_after_a_forced_stop():
     code = (

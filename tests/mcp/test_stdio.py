@@ -17,7 +17,7 @@ from servers import MUTE, STUBBORN, TINY, python_server
 from ownertask import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager, _sdk
 
-only_posix = pytest.mark.skipif(sys.platform == "win32", reason="about signals")
+only_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 slow = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 

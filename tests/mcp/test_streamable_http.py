@@ -184,7 +184,7 @@ async def test_a_request_is_sent_with_the_context_variables_of_its_caller(kind, 
     assert tenants["initialize"] <= {"starter"}
 
 
-@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x resolves such a call by itself")
+@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x ends such a call on its own")
 @pytest.mark.parametrize("has_empty_id", [False, True])
 async def test_P4_a_response_stream_that_breaks_off_loses_the_connection_unless_it_can_be_resumed(
     recorder, has_empty_id
@@ -275,7 +275,7 @@ async def test_a_cancelled_call_whose_response_stream_ends_cleanly_keeps_the_con
         await manager.stop()
 
 
-@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x goes on after that")
+@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x continues after that")
 async def test_a_refused_notification_loses_the_connection_and_its_status_is_noted(recorder):
     async def refuse(request):
         await request.answer("500 Internal Server Error")
@@ -359,7 +359,7 @@ def test_P13_an_invalid_max_sse_event_size_is_refused(size, error):
         StreamableHttpConnectionManager(URL, max_sse_event_size=size)
 
 
-@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x takes it")
+@pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x accepts it")
 def test_an_option_that_the_installed_sdk_lacks_is_refused():
     with pytest.raises(TypeError, match="unexpected argument 'max_sse_event_size'.* of mcp 1"):
         StreamableHttpConnectionManager(URL, max_sse_event_size=1)

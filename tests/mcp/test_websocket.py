@@ -57,7 +57,7 @@ PING = _sdk.message_to_json(_sdk.message_from_json('{"jsonrpc":"2.0","id":1,"met
 def _trio_needs_17(request):
     backend = getattr(request.node, "callspec", None)
     if LIBRARY < (17, 0) and backend is not None and "trio" in str(backend.params.get("anyio_backend")):
-        pytest.skip("websockets has a client for trio from 17 on")
+        pytest.skip("websockets has a trio client since 17")
 
 
 slow = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -207,7 +207,7 @@ async def test_P2_a_close_code_other_than_1000_or_1001_is_the_cause_of_the_lost_
     assert manager.state is ConnectionState.FAILED
 
 
-@pytest.mark.skipif(LIBRARY < (14, 2), reason="below 14.2, websockets drops what is unread at the end")
+@pytest.mark.skipif(LIBRARY < (14, 2), reason="below 14.2, websockets drops unread messages at the end")
 async def test_messages_that_arrived_before_the_close_can_still_be_read():
     def handler(websocket):
         websocket.recv()
@@ -336,7 +336,9 @@ def http_proxy(requests):
         yield url.replace("ws://", "http://user:s3cret@").removesuffix("/mcp")
 
 
-only_with_proxies = pytest.mark.skipif(not client.HAS_PROXY, reason="websockets knows no proxies")
+only_with_proxies = pytest.mark.skipif(
+    not client.HAS_PROXY, reason="this version of websockets does not support proxies"
+)
 
 
 @slow
@@ -446,7 +448,7 @@ async def test_start_raises_the_error_of_the_headers_callable():
         await manager_of("ws://127.0.0.1:9/", refuse).start()
 
 
-@pytest.mark.skipif(client.HAS_PROXY, reason="websockets knows proxies")
+@pytest.mark.skipif(client.HAS_PROXY, reason="this version of websockets supports proxies")
 def test_a_proxy_requires_a_websockets_version_that_supports_proxies():
     with pytest.raises(ValueError, match="proxy requires websockets 15 or newer; 1.* is installed"):
         WebSocketConnectionManager("ws://example.org", proxy="http://example.org")

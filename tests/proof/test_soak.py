@@ -23,7 +23,7 @@ CYCLES = 1000 if os.environ.get("OWNERTASK_PROOF") == "soak" else 36
 BYTES_PER_CYCLE = 400
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
     pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"]),
 ]
 
