@@ -14,6 +14,7 @@ from http_server import running_server
 
 from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
+# --8<-- [start:auth]
 if TYPE_CHECKING:
     import httpx2 as httpx
 else:
@@ -23,7 +24,6 @@ else:
         import httpx  # the HTTP library of mcp 1.x
 
 
-# --8<-- [start:auth]
 class TokenAuth(httpx.Auth):
     def __init__(self) -> None:
         self.token = "expired"

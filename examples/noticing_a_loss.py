@@ -6,6 +6,7 @@ Usage: python examples/noticing_a_loss.py [asyncio|trio]
 import os
 import signal
 import sys
+from math import inf
 from pathlib import Path
 
 import anyio
@@ -23,14 +24,15 @@ async def keep_open() -> None:
     """Keeps the connection open until this task is cancelled."""
     delay = 0.1
     while True:
-        started_at = anyio.current_time()
+        opened_at = inf
         try:
             await manager.start()
+            opened_at = anyio.current_time()
             await manager.wait_closed()
         except Exception as error:  # noqa: BLE001 - failed to open, or lost
             print(f"{manager.name} is down: {error!r}")
-        if anyio.current_time() - started_at > 60:
-            delay = 0.1  # the connection was up for a while, so retry soon
+        if anyio.current_time() - opened_at > 60:
+            delay = 0.1  # the connection was open for a while, so retry soon
         await anyio.sleep(delay)
         delay = min(2 * delay, 30.0)
 

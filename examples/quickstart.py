@@ -11,8 +11,8 @@ from mcp import StdioServerParameters
 
 from ownertask.mcp import SessionConnectionManager
 
-server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 # --8<-- [start:manager]
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 manager = SessionConnectionManager(server)
 # --8<-- [end:manager]
 

@@ -27,7 +27,7 @@ async def main() -> None:
     )
     session = await manager.start(timeout=10)  # how long this call waits
     await session.call_tool("add", {"a": 1, "b": 2})
-    await manager.stop(timeout=5)  # after 5 seconds, the owner task is cancelled
+    await manager.stop(timeout=5)  # if closing takes longer, the owner task is cancelled
 
     try:
         await SessionConnectionManager(silent_server, start_timeout=0.5).start()

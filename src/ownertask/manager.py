@@ -38,7 +38,8 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     Subclasses implement `open_connection()`, an async context manager. It is entered and exited in
     the *owner task*, which is not part of the caller's task groups and cancel scopes. When a
-    connection ends, none of the application's tasks is cancelled, and nothing is raised in them.
+    connection ends, none of the application's tasks is cancelled. Only calls that use the connection
+    or wait for it raise an error.
 
     After it has stopped or failed, a manager can be started again, also in another event loop. It can
     be created without a running event loop. Dropping the last reference to a manager does not stop it;
