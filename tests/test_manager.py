@@ -424,6 +424,22 @@ async def test_reading_the_connection_after_a_failed_run_raises_with_the_failure
     assert caught.value.__cause__ is failure is probe.exception
 
 
+async def test_reading_the_connection_after_opening_failed_does_not_call_it_lost():
+    """A server that dies during the handshake ends the stream, and then the handshake raises."""
+    failure = OSError("handshake")
+
+    async def fail():
+        probe.connection_lost(EOFError("the server closed its stdout"))
+        raise failure
+
+    probe = Probe(fail)
+    with pytest.raises(OSError, match="handshake"):
+        await probe.start()
+    with pytest.raises(NotConnectedError, match="failed") as caught:
+        probe.connection  # noqa: B018
+    assert caught.value.__cause__ is failure is probe.exception
+
+
 async def test_wait_closed_waits_for_the_current_run_or_reports_the_last_one():
     probe = Probe()
     await probe.wait_closed()
@@ -751,6 +767,13 @@ async def test_start_raises_a_helpful_error_if_open_connection_does_not_return_a
     with pytest.raises(TypeError, match="not int"):
         await Wrong().start()
 
+    async def forgotten():
+        yield 1
+
+    from_factory = ConnectionManager.from_factory(forgotten)
+    with pytest.raises(TypeError, match=r"^forgotten\(\) must return .* is the decorator"):
+        await from_factory.start()
+
 
 class Outer(ConnectionManager[object]):
     def __init__(self, inner):
@@ -772,7 +795,7 @@ async def test_open_inner_opens_another_managers_connection_in_this_run():
         assert probe.state is NEW
         with pytest.raises(RuntimeError, match="it is part of outer; start that manager instead"):
             await probe.start()
-        with pytest.raises(RuntimeError, match="already part of outer; a manager can be part of one"):
+        with pytest.raises(RuntimeError, match="already part of outer; a manager can be part of only one"):
             await Outer(probe).start()
         await outer.stop()
     assert len(probe.exited) == 2

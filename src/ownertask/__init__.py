@@ -1,6 +1,6 @@
 """Open an async connection in one task, use it from any task, close it from any task.
 
-Importing this package imports neither `mcp` nor an event loop. The managers for MCP are in
+Importing this package imports neither `mcp` nor asyncio or trio. The managers for MCP are in
 `ownertask.mcp`.
 """
 

@@ -4,13 +4,14 @@ An owner task is *detached*: it is not a child of the starting task's task group
 both backends it runs in the given context and under the given name, even if the application has set
 its own task factory. It takes its first step after the call that starts it has returned.
 
-On asyncio, the owner task does not receive a `task.cancel()` from outside. It calls `on_cancel`
-instead, which cancels the owner's scope. Only a scope's cancellation gets through the shields and
-retries inside transports; a native one that arrives at the wrong moment makes the SDK's stdio exit
-hang forever. On trio, only the end of the run cancels a system task from outside.
+On asyncio, a `task.cancel()` from outside does not reach the coroutine. The task calls `on_cancel`
+instead, which cancels the owner's scope. Only a scope repeats its cancellation, so a transport that
+shields itself for a while, or retries, cannot miss it. A native one that arrives at the wrong moment
+makes the exit of the SDK's stdio transport hang forever. On trio, only the end of the trio run cancels a
+system task from outside.
 
 This file is imported when a run begins, because importing asyncio takes longer than importing the
-rest of the library.
+rest of ownertask.
 """
 
 import asyncio
@@ -105,7 +106,7 @@ class EventLoop(ABC):
 
     @abstractmethod
     def reraise(self, error: BaseException, task: object) -> None:
-        """Raises a `BaseException` as an ordinary task would. Called in `task`, at its end."""
+        """Lets an exception propagate as far as the backend allows. Called in `task`, at its end."""
 
     @abstractmethod
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
@@ -182,8 +183,8 @@ class _AsyncioOwnerTask(asyncio.Task[None]):
             return super().cancel(msg)
         if self.done():
             return False
-        # While shutting down, `asyncio.run` calls this when the loop is not running, and anyio's
-        # functions would raise.
+        # While shutting down, `asyncio.run` calls this when the loop is not running. anyio's functions
+        # would raise then, so `on_cancel` is called when the loop runs again.
         loop = self.get_loop()
         self.loop_is_ending = not loop.is_running()
         loop.call_soon_threadsafe(self.on_cancel)
@@ -237,7 +238,8 @@ class _AsyncioEventLoop(EventLoop):
 
     @override
     def reraise(self, error: BaseException, task: object) -> None:
-        # During shutdown it has already been raised, and raising it again would stop the cleanup.
+        # During shutdown, the main task has already raised it, and raising it again would stop the
+        # cleanup.
         if not self.is_ending(task):
             raise error
 
@@ -291,7 +293,7 @@ class _TrioEventLoop(EventLoop):
 
     @override
     def is_closed(self) -> bool:
-        # trio ends its system tasks before a run ends normally, so this matters only after a crash.
+        # trio ends its system tasks before a trio run ends normally, so this matters only after a crash.
         # The token offers no other way to find out.
         if self.is_current():
             return False
@@ -311,12 +313,12 @@ class _TrioEventLoop(EventLoop):
 
     @override
     def is_ending(self, task: object) -> bool:
-        # Only the end of the run cancels the scope around a system task.
+        # Only the end of the trio run cancels the scope around a system task.
         return self._trio.current_effective_deadline() == -inf
 
     @override
     def reraise(self, error: BaseException, task: object) -> None:
-        # An exception that leaves a system task crashes the run. However, trio raises Ctrl-C in the
+        # An exception that leaves a system task crashes the trio run. However, trio raises Ctrl-C in the
         # task that happens to be running, which may be a child of this one. Here trio defers the
         # signal, so if it is sent again from here, it reaches the main task.
         if isinstance(error, KeyboardInterrupt):

@@ -12,7 +12,7 @@ _EVENT_LOOP_LIBRARIES = frozenset({"anyio", "asyncio", "contextlib", "ownertask"
 
 def waiting_place(coroutine: object) -> str:
     """Returns the innermost frame outside the event loop libraries, as in `in close (pool.py:12)`."""
-    place = "in its event loop"
+    place = "inside anyio, asyncio or trio"
     awaited: object = coroutine
     while awaited is not None:
         frame, awaited = _frame_and_awaited(awaited)

@@ -5,8 +5,8 @@ All other code talks to the owner task through its `Run`, which guarantees:
 * The context manager is entered and exited in the same task, once each.
 * Every decision is made in synchronous code, so no other task sees an intermediate state.
 * The run always reaches `CLOSED` or `FAILED`, and then all waiting tasks wake up.
-* No exception leaves the owner task, except (on asyncio only) a `BaseException` that no `start()` is
-  waiting for.
+* No exception leaves the owner task, except on asyncio: a `BaseException` that no `start()` is waiting
+  for, and an exception that a logging handler raised.
 
 Use a `Run` only in its own event loop. Its properties may be read in any thread.
 """
@@ -15,6 +15,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar, copy_context
+from copy import copy
 from functools import cache
 from inspect import isasyncgen, iscoroutine
 from math import inf
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "checked", "runs_around_caller"]
 
+E = TypeVar("E", bound=ConnectionManagerError)
 T = TypeVar("T")
 
 DEBUG: Final = 10
@@ -48,17 +50,20 @@ STOP_TIMEOUT: Final = 30.0
 
 CANCEL_GRACE = 10.0
 """Time, in seconds, to wait for a cancelled owner task. The SDK's slowest transport, stdio with a server
-that ignores every request to exit, needs 6.5 seconds."""
+that ignores every request to exit, can take up to 6.5 seconds."""
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
-# The runs that the current code is part of. Child tasks and callbacks of an owner task inherit it.
+# The runs that the current code is part of. Child tasks and callbacks of an owner task inherit
+# this variable.
 _runs_around: ContextVar[tuple["Run[object]", ...]] = ContextVar("ownertask_runs_around", default=())
 runs_around_caller: Final = _runs_around.get
 
 
-def checked(opened: AbstractAsyncContextManager[T]) -> AbstractAsyncContextManager[T]:
-    """Returns `opened`, the result of `open_connection()`, if it is an async context manager.
+def checked(
+    opened: AbstractAsyncContextManager[T], function: str = "open_connection"
+) -> AbstractAsyncContextManager[T]:
+    """Returns `opened`, the result of a function, if it is an async context manager.
 
     Raises:
         TypeError: `opened` is something else.
@@ -71,19 +76,26 @@ def checked(opened: AbstractAsyncContextManager[T]) -> AbstractAsyncContextManag
         if iscoroutine(opened):
             opened.close()  # prevents the warning that it was never awaited
     kind = type(opened).__name__
-    raise TypeError(f"open_connection() must return an async context manager, not {kind}{hint}")
+    raise TypeError(f"{function}() must return an async context manager, not {kind}{hint}")
+
+
+def _copy(error: E) -> E:
+    """Returns a copy without traceback and context, so that each caller can raise its own."""
+    copied = copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Adds a note to an exception, unless it has that note or accepts none."""
+    """Adds a note to an exception, unless it already has it or does not accept notes."""
     if note not in getattr(error, "__notes__", ()):
         with suppress(Exception):  # some exceptions are immutable
             error.add_note(note)
 
 
-# `import ownertask` must import neither asyncio nor logging, which takes as long to import as the rest
-# of ownertask, so these functions import them when a run begins. They are cached because the import
-# statement alone takes a thirtieth of the time of a start and a stop.
+# Importing ownertask must not import asyncio or logging, which take at least as long as the rest of it.
+# So these functions import them when a run begins. They are cached, because executing the import
+# statement each time would add three percent to a start and a stop.
 
 
 @cache
@@ -101,7 +113,7 @@ def _event_loop_finder() -> "Callable[[], EventLoop]":
 
 
 class Run(Generic[T]):
-    """One passage of a manager from `start()` to closed, with one owner task.
+    """One cycle of a manager from opening to closed, with one owner task.
 
     Attributes:
         life: Identifies the manager.
@@ -110,7 +122,7 @@ class Run(Generic[T]):
         state: The state of the run. Outside its event loop, use `visible_state`.
         is_over: Whether the owner task has exited the context manager.
         received: Whether a `start()` call has returned the connection.
-        gave_up: Whether the owner task is still running `CANCEL_GRACE` after it was cancelled.
+        gave_up: Whether the owner task is still running `CANCEL_GRACE` seconds after it was cancelled.
     """
 
     def __init__(
@@ -120,7 +132,7 @@ class Run(Generic[T]):
         open_connection: Callable[[], AbstractAsyncContextManager[T]],
         start_timeout: float | None,
     ) -> None:
-        """Starts the owner task. Its first step comes after this call.
+        """Starts the owner task, which takes its first step after this call returns.
 
         Args:
             life: Identifies the manager.
@@ -152,8 +164,8 @@ class Run(Generic[T]):
         self._forced = False
         self._complained = False
         self._scope = self._loop.create_cancel_scope()
-        # Nested in the other scope. If the owner swallows its cancellation, the backend keeps delivering
-        # it at full speed. Shielding this scope ends that.
+        # Nested in the other scope. If the owner swallows its cancellation, the backend delivers it
+        # again and again in a busy loop. Shielding this scope ends that.
         self._quiet_scope = self._loop.create_cancel_scope()
         context = copy_context()
         around = [run for run in runs_around_caller() if not run.is_over]
@@ -194,8 +206,10 @@ class Run(Generic[T]):
         state = self.visible_state
         if state is OPEN:
             return cast("T", self._connection)
-        if self._loss is not None and state is not OPENING:
-            raise self._loss.built_anew()
+        # While the run is still closing, its exception is not known yet.
+        reason = self._loss if self._failure is None else self.exception
+        if isinstance(reason, ConnectionLostError) and state is not OPENING:
+            raise _copy(reason)
         error = NotConnectedError(self.name, state)
         if self.exception is not None:
             error.__cause__ = self.exception
@@ -236,7 +250,8 @@ class Run(Generic[T]):
                 await self.changed()
         elif within > 0:
             deadline = self._loop.time() + within
-            # Many owner tasks end within one scheduling round, which is cheaper than a timer.
+            # Many owner tasks end within one iteration of the event loop, and waiting for one is cheaper
+            # than setting a timer.
             await self._loop.checkpoint()
             while not self.is_over and self._loop.time() < deadline:
                 await self.changed(deadline)
@@ -252,7 +267,7 @@ class Run(Generic[T]):
         await self.over_or_given_up()
 
     async def forced_shielded(self) -> None:
-        """Does the same as `forced()` in a cancelled caller.
+        """Cancels the owner task and waits as `forced()` does, shielded from the caller's cancellation.
 
         On asyncio, a native cancellation ends the wait.
         """
@@ -260,7 +275,7 @@ class Run(Generic[T]):
             await self.forced()
 
     async def seen_through(self) -> BaseException | None:
-        """Does the same, but also waits through native cancellations and returns the last one."""
+        """Waits as `forced_shielded()`, also through native cancellations, and returns the last one."""
         self.force()
         cancellation: BaseException | None = None
         while not (self.is_over or self.gave_up):
@@ -346,7 +361,7 @@ class Run(Generic[T]):
         if self._stopped:
             raise ConnectionStoppedError(self.name)
         if self._loss is not None:  # the owner task did not end in time
-            raise self._loss.built_anew()
+            raise _copy(self._loss)
         raise self.start_timeout_error(cast("float", self._start_timeout))
 
     # The owner task.
@@ -362,18 +377,19 @@ class Run(Generic[T]):
                         while self.state is OPEN:
                             await self.changed()
                     except BaseException:
-                        # A request to close only changes the state, so this is something else: the event
-                        # loop is ending, or the transport crashed and its exit will raise the cause.
+                        # A normal close raises nothing, and during a forced one lose() does nothing. So
+                        # the event loop is ending, or the transport crashed and its exit will raise
+                        # the cause.
                         self.lose(None)
                         raise
         except BaseException as exc:  # noqa: BLE001 - every exception must wake the waiting tasks
             if not self._loop.is_current():
                 return  # the loop is closed, and the owner's coroutine is being garbage collected
             raised = exc
-        while self._timer is not None:  # a concurrent stop() may set another one
+        while self._timer is not None:  # a concurrent stop() may set another timer
             self._timer.cancel()
             self._timer = None
-            for _ in range(3):  # on trio, a timer is a task that needs three turns to start and end
+            for _ in range(3):  # on trio, a timer is a task, and three iterations start and end it
                 await self._loop.shielded_checkpoint()
         error = self._leaf(raised)
         task = self._task
@@ -386,7 +402,7 @@ class Run(Generic[T]):
 
     def _publish(self, connection: T) -> None:
         if self.state is not OPENING or self._forced:
-            return  # stopped or timed out in the tick in which opening succeeded
+            return  # stopped or timed out in the iteration in which opening succeeded
         self._was_open = True
         if self._timer is not None:
             self._timer.cancel()
@@ -441,7 +457,9 @@ class Run(Generic[T]):
             self._failure = _Failure(failure, ours=failure is not error)
         self._connection = None
         self._loop.owner_tasks.discard(self._task)
-        self._open_connection = self._task = None  # both refer to this run or to its manager
+        self._open_connection = self._task = (
+            None  # breaks reference cycles with this run and its manager
+        )
         self._move(CLOSED if failure is None else FAILED)
         # The outcome is final. The code below only adds a note and logs, and may fail.
         if error is not None:
@@ -509,7 +527,7 @@ class Run(Generic[T]):
 
 
 class _Failure:
-    """An exception that many tasks raise, each time as it was first raised."""
+    """An exception that several tasks raise, each time with its original traceback and context."""
 
     def __init__(self, exception: BaseException, *, ours: bool) -> None:
         self.exception = exception
@@ -519,7 +537,7 @@ class _Failure:
 
     def raise_(self) -> NoReturn:
         if self._ours and isinstance(self.exception, ConnectionManagerError):
-            raise self.exception.built_anew()
+            raise _copy(self.exception)
         try:
             raise self.exception.with_traceback(self._traceback)
         finally:

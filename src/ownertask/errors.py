@@ -14,7 +14,7 @@ ConnectionManagerError(Exception)
 Every error names its manager in its text and in its `name` attribute. Every error can be pickled.
 """
 
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from .state import ConnectionState
 
@@ -45,13 +45,6 @@ class ConnectionManagerError(Exception):
     # Any: subclasses may have attributes of any type, as in object.__reduce__.
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args), self.__dict__.copy()
-
-    def built_anew(self) -> Self:
-        """Returns an equal error without traceback or context, to be raised separately."""
-        rebuilt = _rebuild(type(self), self.args)
-        rebuilt.__dict__.update(self.__dict__)
-        rebuilt.__cause__ = self.__cause__
-        return rebuilt
 
 
 E = TypeVar("E", bound=ConnectionManagerError)
@@ -95,7 +88,9 @@ class ConnectionLostError(ConnectionManagerError):
 
 
 class StartTimeoutError(ConnectionManagerError, TimeoutError):
-    """The connection did not open in time.
+    """The connection did not open within `start_timeout`, or within the `timeout` of `start()`.
+
+    `__cause__` is the exception of the attempt, if it raised one.
 
     Attributes:
         timeout: The timeout that expired, in seconds.
@@ -107,7 +102,7 @@ class StartTimeoutError(ConnectionManagerError, TimeoutError):
 
 
 class StopTimeoutError(ConnectionManagerError, TimeoutError):
-    """The owner task is still running after it was cancelled.
+    """The owner task is still running 10 seconds after it was cancelled.
 
     The manager stays `CLOSING` and opens no other connection until the task ends. The text names the
     task and the line of code in which it is waiting.
@@ -133,5 +128,7 @@ class OwnerTaskError(ConnectionManagerError, RuntimeError):
 
     def __init__(self, name: str, method: str) -> None:
         super().__init__(
-            name, f"{method}() was called from inside the connection's own task and would deadlock"
+            name,
+            f"{method}() was called from inside the connection's own task and would deadlock; "
+            "call it from a task outside the connection",
         )

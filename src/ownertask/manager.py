@@ -1,7 +1,7 @@
 """`ConnectionManager[T]`: the class that users call and transport authors subclass.
 
-A manager does not hold a connection itself. Each passage from `start()` to closed is a run with its
-own owner task (`_owner.py`). This module decides which run a call refers to, how long the caller
+A manager does not hold a connection itself. Each cycle from opening to closed is a *run*, which has
+its own owner task (`_owner.py`). This module decides which run a call refers to, how long the caller
 waits for it, and what happens to the run if the caller is cancelled.
 """
 
@@ -41,20 +41,23 @@ class ConnectionManager(ABC, Generic[T_co]):
     connection ends, none of the application's tasks is cancelled. Only calls that use the connection
     or wait for it raise an error.
 
-    After it has stopped or failed, a manager can be started again, also in another event loop. It can
+    After it has stopped or failed, a manager can be started again, even in another event loop. It can
     be created without a running event loop. Dropping the last reference to a manager does not stop it;
-    the end of its event loop does. Call the methods in the event loop in which the manager was started.
-    The properties and `connection_lost()` may be used in any thread.
+    shutting down its event loop does. Call the methods in the event loop in which the manager was
+    started. The properties and `connection_lost()` may be used in any thread.
     """
 
     start_timeout: float | None = None
-    """Maximum time for each attempt to open the connection, in seconds; `None` means no limit."""
+    """Maximum time for each attempt to open the connection, in seconds; `None` means no limit.
+
+    Each attempt reads it when it begins. `start()` raises if it is invalid.
+    """
 
     _life: "_Life[T_co]"
     _name: str | None = None
 
-    # The private state is created in __new__, so that subclasses work that are (frozen) dataclasses or
-    # forget super().__init__(). Hidden from type checkers, which read the signature from __init__.
+    # The private state is created in __new__, so that a subclass works even if it forgets to call
+    # super().__init__() or is a frozen dataclass. Type checkers must read the signature from __init__.
     if not TYPE_CHECKING:
 
         def __new__(cls, *_args: object, **_kwargs: object) -> Self:
@@ -67,8 +70,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         """Creates a manager without opening a connection.
 
         Args:
-            name: The name of the manager in logs, errors and the name of the owner task. The default
-                is the name of the class, to which transports add their target, never a credential.
+            name: Identifies the manager in logs, in errors and in the name of the owner task. The
+                default is the class name. Transports add their target, but never a credential.
 
         Raises:
             TypeError: `name` is not a string.
@@ -110,13 +113,16 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         The manager calls it once per run, in the owner task. You can also use it directly: `async with
         manager.open_connection()` opens and closes a connection in the calling task. Such a connection
-        is not a run and does not change the manager's state. Do not start the manager while it is open,
-        because if the transport then reports a loss, it is taken for a loss of the run.
+        is not a run and does not change the manager's state. Do not start the manager while such a
+        connection is open: a loss that the transport then reports would count as a loss of the run.
+
+        To close the connection, the manager exits the context manager normally. A forced close also
+        cancels the code inside it.
         """
 
     @property
     def name(self) -> str:
-        """The name of the manager in logs, errors and the name of the owner task."""
+        """The name of the manager in logs, in errors and in the name of the owner task."""
         return self._name or type(self).__name__
 
     @property
@@ -143,8 +149,8 @@ class ConnectionManager(ABC, Generic[T_co]):
     def exception(self) -> BaseException | None:
         """The exception with which the last run failed. It is `None` unless the state is `FAILED`.
 
-        It is the error raised while opening or closing the connection, a `StartTimeoutError`, or a
-        `ConnectionLostError`.
+        It was raised while opening or closing the connection, or it is a `StartTimeoutError` (if
+        `start_timeout` expired) or a `ConnectionLostError`.
         """
         run = self._life.run
         return None if run is None else run.exception
@@ -159,7 +165,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         Args:
             timeout: Maximum time for this call to wait, in seconds, including the wait for a closing
                 run; `None` waits indefinitely. `start_timeout` limits the attempt itself. The earlier
-                of the two applies.
+                of the two applies. When it expires, the call still waits for the cleanup, for at most
+                10 more seconds.
 
         Returns:
             The connection, which is open when the call returns.
@@ -170,18 +177,21 @@ class ConnectionManager(ABC, Generic[T_co]):
             StartTimeoutError: The connection did not open in time.
             StopTimeoutError: The owner task of the last run is still running after it was cancelled.
             WrongEventLoopError: The manager is running in another event loop.
-            OwnerTaskError: The caller is part of the connection that it would wait for.
-            ValueError: `timeout` is negative or NaN.
-            BaseException: The exception that `open_connection()` raised, with its type kept and with a
+            OwnerTaskError: The call was made inside the connection that it would wait for: in its owner
+                task, or in a child task while it opens.
+            RuntimeError: The manager is part of another manager. Start that one instead.
+            ValueError: `timeout` or `start_timeout` is negative or NaN.
+            BaseException: The exception that `open_connection()` raised, with its type unchanged and a
                 note that names the manager. An exception group that contains a single exception is
                 raised as that exception.
 
         Cancellation:
-            If no other caller is waiting for the attempt, the attempt is cancelled. The call then ends
-            as soon as the owner task ends, which includes the transport's cleanup. If the owner
-            task has not ended after 10 seconds, this is logged at `ERROR`, and the call ends while the
-            owner task is still running. Further cancellations do not shorten this wait. An expired
-            `timeout` has the same effect. Other callers of the same attempt are not affected.
+            If no other caller is waiting for the attempt or has received its connection, the attempt is
+            cancelled. The call then ends as soon as the owner task ends, which includes the transport's
+            cleanup. If the owner task does not end within 10 seconds, this is logged at `ERROR`, and
+            the call ends while the owner task is still running. Further cancellations do not shorten
+            this wait. An expired `timeout` has the same effect. Other callers are not affected. A call
+            that is still waiting for the last run to close ends immediately and changes nothing.
         """
         checked_timeout("timeout", timeout)
         stops = self._life.stops
@@ -262,20 +272,23 @@ class ConnectionManager(ABC, Generic[T_co]):
         attempt is cancelled immediately. An exception that the connection raises while it closes is
         logged and available as `exception`, but is not raised here.
 
+        A child task of the connection may also call it. If closing cancels that task, its call ends
+        immediately, and `timeout` still applies to closing.
+
         Args:
             timeout: Maximum time for closing, in seconds, before the owner task is cancelled. The
                 default is 30; 0 cancels it immediately, `None` never. If several calls are waiting,
-                the earliest deadline applies. After cancelling the owner task, the call waits for it
-                for at most 10 more seconds.
+                the earliest deadline applies. After the owner task is cancelled, the call waits at
+                most 10 more seconds for it to end.
 
         Raises:
-            StopTimeoutError: The owner task is still running after those 10 seconds.
+            StopTimeoutError: The owner task is still running 10 seconds after it was cancelled.
             WrongEventLoopError: The manager is running in another event loop.
             OwnerTaskError: The caller is the owner task.
             ValueError: `timeout` is negative or NaN.
 
         Cancellation:
-            Cancels the owner task as well, and waits for it for at most 10 seconds before the
+            Cancels the owner task as well, and waits at most 10 seconds for it to end before the
             cancellation propagates. On asyncio, a second native `cancel()` ends that wait, and the
             owner task finishes on its own.
         """
@@ -307,18 +320,20 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     @final
     async def run(self, *, task_status: "TaskStatus[T_co] | None" = None) -> None:
-        """Opens the connection and keeps it open until this call ends, for use in a task group.
+        """Opens the connection and keeps it open until it is stopped or lost, for use in a task group.
 
-        Call it with `connection = await task_group.start(manager.run)`. It returns after `stop()`,
-        and raises if the connection was lost.
+        Call it with `connection = await task_group.start(manager.run)`. If `stop()` closes the open
+        connection, it returns.
 
         Args:
-            task_status: Receives the connection. The `start()` of a task group passes it.
+            task_status: Receives the connection. A task group's `start()` passes it.
 
         Raises:
             RuntimeError: The manager is already running.
+            ConnectionStoppedError: `stop()` was called while the connection was opening.
             ConnectionLostError: The connection was lost.
-            BaseException: The exception raised while opening or closing the connection; see `start()`.
+            BaseException: The exception raised while opening or closing the connection; see `start()`
+                for this and for other errors.
 
         Cancellation:
             Closes the connection as a cancelled `stop()` does. This does not count as a loss.
@@ -345,6 +360,8 @@ class ConnectionManager(ABC, Generic[T_co]):
     async def __aenter__(self) -> T_co:
         """Starts the manager and returns the connection; see `start()`.
 
+        If the connection is already open, the block uses it, and also closes it on exit.
+
         Raises:
             RuntimeError: Another `async with` block is using the manager.
         """
@@ -367,7 +384,15 @@ class ConnectionManager(ABC, Generic[T_co]):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stops the run that the block entered, but no later run; see `stop()`. Any task may exit."""
+        """Stops the run that the block used, but no later run; see `stop()`.
+
+        Any task may exit the block. Closing may take 30 seconds before the owner task is cancelled.
+
+        Raises:
+            StopTimeoutError: The owner task is still running 10 seconds after it was cancelled.
+            WrongEventLoopError: The manager is running in another event loop.
+            OwnerTaskError: The caller is the owner task.
+        """
         entries = self._life.entries
         alive = self._alive_run("stop")
         if alive is not None and alive.is_owner_task():
@@ -385,7 +410,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         """Waits until the current run ends, and raises its `exception`, if there is one.
 
         Applications use it to detect a lost connection. If the manager is not running, the call refers
-        to the last run and does not wait.
+        to the last run and does not wait. If it was never started, the call returns immediately.
 
         Raises:
             ConnectionLostError: The connection was lost.
@@ -410,11 +435,15 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         May be called from any thread, any number of times. If the connection is still being opened, the
         loss takes effect when opening ends: `start()` raises the exception that `open_connection()`
-        raised, or else the loss. If the manager is not running, the call does nothing. A late call by a
-        task or callback of a run that is over does not affect a later run.
+        raised, or else a `ConnectionLostError`. If closing takes more than 30 seconds, the owner task
+        is cancelled. If the manager is not running, the call does nothing.
+
+        A late call by a task or callback of a run that is over does not affect a later run. In a plain
+        thread, which does not inherit context variables, such a call applies to the current run.
 
         Args:
-            exc: The reason, if one is known.
+            exc: The reason, if one is known. It becomes the `__cause__` of the `ConnectionLostError`,
+                unless an earlier call gave one.
 
         Raises:
             TypeError: `exc` is not an exception.
@@ -441,10 +470,12 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     @asynccontextmanager
     async def open_inner(self, manager: "ConnectionManager[T]") -> AsyncGenerator[T]:
-        """Opens another manager's connection inside a run of this manager, in its `open_connection()`.
+        """Opens another manager's connection as part of this manager's run.
 
-        Both connections share one owner task. While the inner connection is open, `connection_lost()`
-        of the inner manager acts on the run of this manager.
+        Call it in this manager's `open_connection()`. Both connections then share one owner task, and
+        `connection_lost()` of the inner manager applies to the run of this manager. The state of the
+        inner manager does not change: its `connection` cannot be read, its `start()` raises, its
+        `stop()` does nothing, and its `start_timeout` does not apply.
 
         Args:
             manager: The inner manager.
@@ -456,7 +487,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         if life.is_lent:
             raise RuntimeError(
                 f"{manager.name}: already part of {life.borrower_name}; "
-                "a manager can be part of one other manager at a time"
+                "a manager can be part of only one other manager at a time"
             )
         if life.run is not None and life.run.is_alive:
             raise RuntimeError(
@@ -507,9 +538,9 @@ class _FactoryConnectionManager(ConnectionManager[T_co]):
     ) -> None:
         if not callable(factory):
             raise TypeError(f"factory must be callable, not {type(factory).__name__}")
-        factory_name = getattr(factory, "__name__", type(factory).__name__)
-        super().__init__(name=f"from_factory({factory_name})" if name is None else name)
+        self._factory_name = str(getattr(factory, "__name__", type(factory).__name__))
+        super().__init__(name=f"from_factory({self._factory_name})" if name is None else name)
         self._factory = factory
 
     def open_connection(self) -> AbstractAsyncContextManager[T_co]:
-        return self._factory()
+        return checked(self._factory(), self._factory_name)

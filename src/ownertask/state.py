@@ -20,11 +20,11 @@ class ConnectionState(enum.Enum):
     OPENING = "opening"
     """The owner task is entering the context manager."""
     OPEN = "open"
-    """The connection can be used. It cannot be read in any other state."""
+    """The connection is open. It can be read only in this state."""
     CLOSING = "closing"
     """The owner task is exiting the context manager."""
     CLOSED = "closed"
-    """The run ended without an error."""
+    """The run ended without an error, or its event loop was closed, or this process is a fork."""
     FAILED = "failed"
     """The run ended with an error; see `exception`."""
 

@@ -393,7 +393,11 @@ async def test_options_that_the_installed_sdk_does_not_accept_are_rejected(kind)
     [
         (1, TypeError, "transport must be a ConnectionManager, StdioServerParameters or a URL, not int"),
         ("ftp://example.org", ValueError, "transport must be a URL that starts with http"),
-        ("example.org/mcp", ValueError, "transport must be a URL that starts with http"),
+        (
+            "python server.py",
+            ValueError,
+            "starts with http.*; for a command, pass StdioServerParameters",
+        ),
         ("http://", ValueError, "transport must be a URL that starts with http"),
     ],
 )

@@ -78,7 +78,9 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("headers must map strings to strings")
         if not TOKEN.fullmatch(name):
-            raise ValueError("headers must have names that contain only letters, digits and hyphens")
+            raise ValueError(
+                "headers must have ASCII names without spaces, control characters or separators"
+            )
         if not value.isascii() or not value.isprintable() or value != value.strip():
             # The HTTP library would also reject it, but its error would show the value.
             raise ValueError(

@@ -188,7 +188,10 @@ def _as_transport(
             "transport must be a ConnectionManager, StdioServerParameters or a URL, not "
             + type(transport).__name__
         )
-    url = checked_url("transport", transport)
+    try:
+        url = checked_url("transport", transport)
+    except ValueError as error:
+        raise ValueError(f"{error}; for a command, pass StdioServerParameters") from None
     return StreamableHttpConnectionManager(url, name=shown_url(url))
 
 

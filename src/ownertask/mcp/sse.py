@@ -89,7 +89,9 @@ class SseConnectionManager(HttpConnectionManager):
         except BaseException as error:
             is_http = any(isinstance(leaf, _sdk.http.HTTPError) for leaf in leaves(error))
             if traffic.has_asked and not is_open and not is_http:
-                self._add_fact("the server did not send an `endpoint` event with the same origin")
+                self._add_fact(
+                    "the server did not send an `endpoint` event with the same origin as the URL"
+                )
             raise
 
     @override

@@ -198,8 +198,8 @@ def _checked_mapping(headers: object) -> Mapping[str, str]:
             raise TypeError("headers must map strings to strings")
         if not _TOKEN.fullmatch(header) or any(char in value for char in "\r\n\0"):
             raise ValueError(
-                "headers must have names that are HTTP tokens, and values without line breaks or NUL "
-                "characters"
+                "headers must have ASCII names without spaces, control characters or separators, "
+                "and values without line breaks or NUL characters"
             )
     return cast("Mapping[str, str]", headers)
 
