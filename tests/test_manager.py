@@ -795,7 +795,9 @@ async def test_open_inner_opens_another_managers_connection_in_this_run():
         assert probe.state is NEW
         with pytest.raises(RuntimeError, match="it is part of outer; start that manager instead"):
             await probe.start()
-        with pytest.raises(RuntimeError, match="already part of outer; a manager can be part of only one"):
+        with pytest.raises(
+            RuntimeError, match="already part of outer; a manager can be part of only one"
+        ):
             await Outer(probe).start()
         await outer.stop()
     assert len(probe.exited) == 2

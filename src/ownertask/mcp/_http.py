@@ -54,7 +54,7 @@ def checked_url(argument: str, url: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Returns the URL without user-info, query and fragment, which may be secret."""
+    """Returns the URL without user info, query and fragment, which may be secret."""
     return str(_sdk.http.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
 
 
@@ -127,7 +127,10 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         return client
 
     def get_streams(self) -> TransportStreams | None:
-        """Returns the pair of streams if the state is `OPEN`, otherwise `None`."""
+        """Returns the pair of streams if the state is `OPEN`, otherwise `None`.
+
+        It is also `None` if a session manager opened this transport.
+        """
         return self.connection if self.state is ConnectionState.OPEN else None
 
     @abstractmethod
@@ -312,7 +315,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _make_presentable(error: BaseException) -> None:
-    """Removes user-info, query and fragment from the URLs in an error's text; changes nothing else."""
+    """Removes user info, query and fragment from the URLs in an error's text; changes nothing else."""
     response = error.response if isinstance(error, _sdk.http.HTTPStatusError) else None
     # A pattern cannot always find the end of a URL in a text. These two URLs are known.
     urls = () if response is None else (str(response.url), response.headers.get("location", ""))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientConnectionManager", "ClientOptions", "SessionConnectionManager", "SessionOptions"]
 
 START_TIMEOUT: Final = 60.0
-"""Seconds for opening the transport and the handshake together. The SDK itself waits forever."""
+"""Seconds for opening the transport and completing the handshake. The SDK itself waits forever."""
 
 
 class _CommonOptions(TypedDict, total=False):
@@ -53,7 +53,10 @@ class _CommonOptions(TypedDict, total=False):
 
 
 class SessionOptions(_CommonOptions, total=False):
-    """The options of the SDK's `ClientSession`, from both mcp 1.x and 2.x."""
+    """The options of the SDK's `ClientSession`, from both mcp 1.x and 2.x.
+
+    An option that the installed version lacks raises `TypeError`.
+    """
 
     read_timeout_seconds: float | timedelta | None
     # Any: the SDK's own types.
@@ -92,7 +95,7 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
             transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
                 HTTP server. Do not start the transport manager yourself.
             name: See `ConnectionManager`. The default contains the transport's name.
-            start_timeout: Maximum time for opening the transport and the handshake together, in
+            start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
             **options: The options of the SDK's `ClientSession`; see `SessionOptions`.
                 `read_timeout_seconds` may be seconds or a `timedelta` with both mcp 1.x and 2.x.
@@ -142,7 +145,7 @@ class ClientConnectionManager(ConnectionManager["Client"]):
             transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
                 HTTP server. Do not start the transport manager yourself.
             name: See `ConnectionManager`. The default contains the transport's name.
-            start_timeout: Maximum time for opening the transport and the handshake together, in
+            start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
             **options: The options of the SDK's `Client`; see `ClientOptions`.
 
@@ -151,7 +154,7 @@ class ClientConnectionManager(ConnectionManager["Client"]):
             TypeError: `transport`, `name` or `start_timeout` has the wrong type, or the installed SDK
                 does not accept one of the options.
             ValueError: `start_timeout` is negative or NaN, `transport` is neither a valid HTTP URL nor
-                valid server parameters, or the SDK refuses an option's value.
+                valid server parameters, or the SDK rejects an option's value.
         """
         client_type = _sdk.client_type()
         self.transport: ConnectionManager[TransportStreams] = _as_transport(transport)
@@ -161,7 +164,7 @@ class ClientConnectionManager(ConnectionManager["Client"]):
         _sdk.check_options(client_type, options)
         cache = options.get("cache")
         if cache is not None and cache.target_id is None and isinstance(transport, str):
-            # The SDK would use the URL, but it is given only the transport.
+            # The SDK would use the URL, but it sees only the transport.
             options["cache"] = replace(cache, target_id=_without_user_info(transport))
         self.options: ClientOptions = options
         self._create_client()  # opens nothing; lets the SDK check the values of the options

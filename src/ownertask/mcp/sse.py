@@ -1,4 +1,4 @@
-"""The HTTP+SSE transport: requests carry messages to the server, one event stream carries its own.
+"""The HTTP+SSE transport: requests carry messages to the server, and an event stream carries its own.
 
 Runs the SDK's `sse_client` in an owner task.
 """
@@ -28,8 +28,8 @@ class SseConnectionManager(HttpConnectionManager):
     `ClientConnectionManager`.
 
     The connection is lost if the event stream ends or breaks off. It is also lost if a message
-    cannot be sent, or if the server refuses one with a 4xx or 5xx status: the SDK sends no other
-    message after that.
+    cannot be sent, or if the server refuses one with a 4xx or 5xx status, because the SDK sends no
+    more messages after that.
 
     Source:
         <https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-with-sse>
@@ -52,14 +52,14 @@ class SseConnectionManager(HttpConnectionManager):
         Args:
             url: The URL of the event stream.
             headers: Sent with every request.
-            timeout: Maximum time for each step of a request except reading (connecting, sending,
-                waiting for a free connection), in seconds; `None` waits indefinitely.
+            timeout: Maximum time for each of connecting, sending, and waiting for a free connection,
+                in seconds; `None` waits indefinitely.
             sse_read_timeout: Maximum time without receiving data, in seconds, after which the
                 connection is lost; `None` waits indefinitely.
             auth: Authenticates every request: an `httpx2.Auth`, or an `httpx.Auth` with mcp 1.x.
             httpx_client_factory: Creates the HTTP client of each run from `headers`, `timeout` and
                 `auth`. The client is closed when the run ends. `None` uses the SDK's factory.
-            name: See `ConnectionManager`. The default contains the URL without user-info and query.
+            name: See `ConnectionManager`. The default contains the URL without user info and query.
             on_session_created: Called with the session id if the server sends one in the URL of its
                 `endpoint` event.
 

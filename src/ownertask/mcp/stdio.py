@@ -21,18 +21,18 @@ __all__ = ["StdioConnectionManager"]
 
 
 class StdioConnectionManager(ConnectionManager[TransportStreams]):
-    """Starts a server as a subprocess; the connection is its pair of streams.
+    """Starts a server as a subprocess; the connection is a pair of streams to the server.
 
     To call the server, pass this manager to a `SessionConnectionManager` or
-    `ClientConnectionManager`. A session has its own tasks, and they need an owner task, too.
+    `ClientConnectionManager`. A session runs its own tasks, which must live in the same owner task.
 
     If the server closes its stdout, usually because it exited, the connection is lost. The task that
-    reads the stream detects this; a session always reads. The last lines of the server's stderr are
-    a note on the error.
+    reads the stream detects this. A session reads continuously. The last lines of the server's stderr
+    are attached to the error as a note.
 
     Closing follows the order in the specification: the SDK closes the server's stdin, waits for the
-    server to exit, then terminates it, and finally kills it. The SDK bounds each wait. On mcp 1.x, a
-    forced stop kills the server at once.
+    server to exit, then terminates it, and finally kills it. It waits about two seconds at each step.
+    On mcp 1.x, a forced stop (by a timeout or a cancellation) kills the server immediately.
 
     Source:
         <https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown>
@@ -53,7 +53,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
                 Bytes on its stdout that cannot be decoded are replaced, unless you set
                 `encoding_error_handler`.
             errlog: Receives the server's stderr: an object with a `write()` method that accepts text.
-                `write()` is called in the event loop. `None` means the value of `sys.stderr` when the
+                `write()` is called in the event loop, so it must not block. If it raises, this is
+                logged, and the rest is not written. `None` means the value of `sys.stderr` when the
                 server is started. On Windows, the server writes directly to the file descriptor of
                 `errlog`; if it has none, the output is discarded.
             name: See `ConnectionManager`. The default contains the base name of the command, but no
@@ -95,7 +96,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 
     @property
     def stderr_tail(self) -> str:
-        """The last lines of the current or last server's stderr, at most 8192 bytes.
+        """The last lines of the current or most recent server's stderr, at most 8192 bytes.
 
         Always empty on Windows.
         """
@@ -127,5 +128,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         self.connection_lost(EOFError("the server closed its stdout"))
 
     def get_streams(self) -> TransportStreams | None:
-        """Returns the pair of streams if the state is `OPEN`, otherwise `None`."""
+        """Returns the pair of streams if the state is `OPEN`, otherwise `None`.
+
+        It is also `None` if a session manager opened this transport.
+        """
         return self.connection if self.state is ConnectionState.OPEN else None

@@ -47,8 +47,8 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
 
     The connection is lost if a message cannot be sent or gets no response, or if the server no longer
     knows the session (status 404). On mcp 1.x it is also lost if a response breaks off and cannot be
-    resumed. While no message is sent, the end of the server is detected only if the session keeps a
-    stream open.
+    resumed. While no messages are being sent, a server that goes away is detected only if the session
+    keeps an event stream open.
 
     Source:
         <https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#streamable-http>
@@ -73,26 +73,27 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
         Args:
             url: The server's endpoint.
             headers: Sent with every request.
-            timeout: Maximum time for each step of a request except reading (connecting, sending,
-                waiting for a free connection), in seconds; 30 by default; `None` waits indefinitely.
+            timeout: Maximum time for each of connecting, sending, and waiting for a free connection,
+                in seconds; 30 by default; `None` waits indefinitely.
             read_timeout: Maximum time without receiving data, in seconds, after which a request
                 fails; 300 by default; `None` waits indefinitely. If it expires before the response
                 to a message begins, the connection is lost.
             auth: Authenticates every request: an `httpx2.Auth`, or an `httpx.Auth` with mcp 1.x.
             httpx_client_factory: Creates the HTTP client of each run from `headers`, `timeout` and
                 `auth`. The client is closed when the run ends. `None` uses the SDK's factory.
-            name: See `ConnectionManager`. The default contains the URL without user-info and query.
-            http_client: Your own HTTP client. It is used as it is and never closed. It replaces
-                `headers`, `timeout`, `read_timeout`, `auth` and `httpx_client_factory`.
-            terminate_on_close: Whether closing the connection also ends the session on the server.
+            name: See `ConnectionManager`. The default contains the URL without user info and query.
+            http_client: Your own HTTP client, which is used as it is and never closed. It cannot be
+                combined with `headers`, `timeout`, `read_timeout`, `auth` or `httpx_client_factory`.
+            terminate_on_close: Whether closing the connection also ends the session on the server, and
+                waits for its response.
             **options: See `StreamableHttpOptions`.
 
         Raises:
             TypeError: An argument has the wrong type, such as an `auth` from the other HTTP library,
                 or the installed SDK does not accept one of the options.
             ValueError: `url` is not an HTTP URL, a timeout is negative or NaN, a header is invalid,
-                `max_sse_event_size` is not positive, or `http_client` is combined with an argument
-                that it replaces.
+                `max_sse_event_size` is not positive, or `http_client` is combined with another of
+                these arguments.
         """
         super().__init__(url, headers, auth, httpx_client_factory, name=name)
         self.timeout: float | None = checked_timeout("timeout", timeout)

@@ -49,13 +49,13 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
-    """Opens a WebSocket; the connection is its pair of streams.
+    """Opens a WebSocket; the connection is a pair of streams to the server.
 
     To call the server, pass this manager to a `SessionConnectionManager` or
     `ClientConnectionManager`.
 
     If the server closes the WebSocket with code 1000 or 1001, the `ConnectionLostError` has no cause.
-    If the WebSocket ends in another way, the cause is a `ConnectionClosed` of the `websockets`
+    If the WebSocket ends in any other way, the cause is a `ConnectionClosed` of the `websockets`
     library, with the code and the reason. Redirects are not followed.
     """
 
@@ -78,16 +78,16 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         """Creates a manager without opening anything.
 
         Args:
-            url: A URL that starts with `ws://` or `wss://`. A user name and password in it are sent as
-                a header.
+            url: A URL that starts with `ws://` or `wss://`. A user name and password in it are sent
+                in an `Authorization` header.
             headers: Sent with the upgrade request: a mapping, or a function or coroutine function that
                 returns one and is called each time a connection is opened.
             ssl_context: For `wss://` only. `None` uses the system's certificates.
             proxy: The URL of a proxy. `True` uses the proxy from the environment, if there is one;
-                `None` uses no proxy. Requires websockets 15: with an older version, a URL is rejected
-                and `True` uses no proxy.
-            open_timeout: Maximum time for connecting, TLS and the upgrade together, in seconds; `None`
-                waits indefinitely.
+                `None` uses no proxy. Requires websockets 15. With an older version, a URL raises
+                `ValueError`, and `True` uses no proxy.
+            open_timeout: Maximum time for connecting, TLS and the upgrade together, in seconds, after
+                which `start()` raises `TimeoutError`; `None` waits indefinitely.
             close_timeout: Maximum time for finishing a write and for the closing handshake together,
                 in seconds; 2 by default; `None` waits indefinitely.
             ping_interval: Time between pings, in seconds; `None` disables pings.
@@ -95,8 +95,8 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
                 connection is lost; `None` waits indefinitely.
             max_message_bytes: Maximum size of a message from the server; 16 MiB by default; `None`
                 disables the limit. A larger message ends the connection with code 1009.
-            compression: `"deflate"` offers compression to the server. It makes large messages much
-                slower.
+            compression: `"deflate"` offers compression to the server, which makes large messages much
+                slower. `None` disables it.
             subprotocols: The subprotocols to offer. The server may choose one of them or none.
             name: See `ConnectionManager`. The default contains the scheme, host and path of the URL.
 
@@ -175,7 +175,10 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         self.connection_lost(None if is_plain else closed)
 
     def get_streams(self) -> TransportStreams | None:
-        """Returns the pair of streams if the state is `OPEN`, otherwise `None`."""
+        """Returns the pair of streams if the state is `OPEN`, otherwise `None`.
+
+        It is also `None` if a session manager opened this transport.
+        """
         return self.connection if self.state is ConnectionState.OPEN else None
 
 
