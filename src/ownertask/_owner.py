@@ -87,7 +87,7 @@ def _copy(error: E) -> E:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Adds a note to an exception, unless it already has it or does not accept notes."""
+    """Adds a note to an exception, once, if the exception accepts notes."""
     if note not in getattr(error, "__notes__", ()):
         with suppress(Exception):  # some exceptions are immutable
             error.add_note(note)
