@@ -32,24 +32,29 @@ SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
 PYTEST = ("pytest", "-q", "-n", "4")
 
 
+def run_tests(session: nox.Session, *options: str) -> None:
+    """Runs the tests. On Python 3.11, where it costs little time, also measures their coverage."""
+    command = [*PYTEST, *options, *session.posargs]
+    if session.python == "3.11":
+        data_file = Path.cwd() / f".coverage.{session.name}"
+        session.run("coverage", "run", "-m", *command, env={"COVERAGE_FILE": str(data_file)})
+    else:
+        session.run(*command)
+
+
 @nox.session(python=PYTHONS)
 @nox.parametrize("sdk", list(SDKS))
 def tests(session: nox.Session, sdk: str) -> None:
-    """Runs the tests and measures coverage. With mcp 2.x, the README's command runs the examples."""
+    """Runs the tests. The README's command also runs the examples with mcp 2.x."""
     session.install(".[test]", SDKS[sdk])
-    options = ["--ignore=tests/test_examples.py"] if sdk == "2" else []
-    data_file = Path.cwd() / f".coverage.{session.name}"
-    session.run(
-        *("coverage", "run", "-m", *PYTEST, *options, *session.posargs),
-        env={"COVERAGE_FILE": str(data_file)},
-    )
+    run_tests(session, *(["--ignore=tests/test_examples.py"] if sdk == "2" else []))
 
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """Tests against the lowest version of each declared dependency."""
+    """Runs the tests with the lowest version of each declared dependency."""
     session.install("--resolution", "lowest-direct", ".[test]")
-    session.run(*PYTEST, "--ignore=tests/test_examples.py", *session.posargs)
+    run_tests(session, "--ignore=tests/test_examples.py")
 
 
 @nox.session
