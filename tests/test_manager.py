@@ -2,8 +2,10 @@
 
 import asyncio
 import copy
+import gc
 import pickle
 import threading
+import weakref
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -438,6 +440,38 @@ async def test_reading_the_connection_after_opening_failed_does_not_call_it_lost
     with pytest.raises(NotConnectedError, match="failed") as caught:
         probe.connection  # noqa: B018
     assert caught.value.__cause__ is failure is probe.exception
+
+
+@pytest.mark.parametrize("phase", ["opening", "closing"])
+async def test_a_loss_of_another_connection_is_only_the_cause(phase):
+    foreign = ConnectionLostError("other")
+    probe = Probe(**{phase: raises(foreign)})
+    with suppress(ConnectionLostError):
+        await probe.start()
+    await probe.stop()
+    with pytest.raises(NotConnectedError, match="^probe: ") as caught:
+        probe.connection  # noqa: B018
+    assert caught.value.__cause__ is foreign is probe.exception
+
+
+async def test_an_error_from_connection_keeps_no_frame_alive():
+    probe = Probe()
+    await probe.start()
+    await probe.stop()
+    gc.disable()
+    try:
+        held = Probe()
+        read_in_a_frame_with(probe, held)
+        reference = weakref.ref(held)
+        del held
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+def read_in_a_frame_with(probe, _held):
+    with suppress(NotConnectedError):
+        probe.connection  # noqa: B018
 
 
 async def test_wait_closed_waits_for_the_current_run_or_reports_the_last_one():

@@ -55,20 +55,20 @@ PHRASES = [
 
 
 def found(text):
-    """Yields the line number, the words and the remedy for each phrase in a text."""
+    """Yields the line number, the words, the phrase and the remedy for each match in a text."""
     # A phrase may continue on the next line, behind the mark of a comment or a quotation.
-    lines = [line.strip(" #>") or "\n" for line in text.splitlines()]
+    lines = [line.strip(" #>*-|") or "\n" for line in text.splitlines()]
     starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
     joined = " ".join(lines)
     for phrase, remedy, _ in PHRASES:
         for match in re.finditer(phrase, joined, re.IGNORECASE | re.MULTILINE):
-            yield bisect(starts, match.start()), match[0], remedy
+            yield bisect(starts, match.start()), match[0], phrase, remedy
 
 
 @pytest.mark.parametrize(("phrase", "remedy", "example"), PHRASES)
 def test_each_phrase_is_found_in_its_example(phrase, remedy, example):
-    assert remedy in [remedy for _, _, remedy in found(example)]
-    assert remedy in [remedy for _, _, remedy in found(example.replace(" ", "\n    # "))]
+    assert phrase in [phrase for _, _, phrase, _ in found(example)]
+    assert phrase in [phrase for _, _, phrase, _ in found(example.replace(" ", "\n    # "))]
 
 
 def test_texts_contain_none_of_the_phrases():
@@ -76,6 +76,6 @@ def test_texts_contain_none_of_the_phrases():
     rows = [
         f"{path.relative_to(ROOT)}:{line}: {words!r}: {remedy}"
         for path in FILES
-        for line, words, remedy in found(path.read_text())
+        for line, words, _, remedy in found(path.read_text())
     ]
     assert not rows, "\n" + "\n".join(rows)

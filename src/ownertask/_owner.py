@@ -206,14 +206,12 @@ class Run(Generic[T]):
         state = self.visible_state
         if state is OPEN:
             return cast("T", self._connection)
-        # While the run is still closing, its exception is not known yet.
-        reason = self._loss if self._failure is None else self.exception
-        if isinstance(reason, ConnectionLostError) and state is not OPENING:
-            raise _copy(reason)
-        error = NotConnectedError(self.name, state)
-        if self.exception is not None:
-            error.__cause__ = self.exception
-        raise error
+        loss, cause = self._loss, self.exception  # while the run is closing, there is no exception yet
+        if loss is not None and state is not OPENING and (cause is None or cause is loss):
+            raise _copy(loss)
+        if cause is not None:
+            raise NotConnectedError(self.name, state) from cause
+        raise NotConnectedError(self.name, state)
 
     @property
     def exception(self) -> BaseException | None:
