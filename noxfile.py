@@ -29,19 +29,20 @@ MERMAID = "mermaid@11.17.2"
 MERMAID_SHA256 = "581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8"
 EXTRAS = list(nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"])
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
+MEASURED = ["lowest", "tests-3.13(sdk='2')"]
 PYTEST = ("pytest", "-q", "-n", "4")
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
-    """Runs the tests. On Python 3.11, where it costs little time, also measures their coverage."""
+    """Runs the tests. In some sessions, which run every branch together, also measures coverage."""
     command = [*PYTEST, *options, *session.posargs]
-    if session.python == "3.11":
-        data_file = Path.cwd() / f".coverage.{session.name}"
-        for old in data_file.parent.glob(f"{data_file.name}*"):
-            old.unlink()
-        session.run("coverage", "run", "-m", *command, env={"COVERAGE_FILE": str(data_file)})
-    else:
+    if session.name not in MEASURED:
         session.run(*command)
+        return
+    data_file = Path.cwd() / f".coverage.{session.name}"
+    for old in data_file.parent.glob(f"{data_file.name}*"):
+        old.unlink()
+    session.run("coverage", "run", "-m", *command, env={"COVERAGE_FILE": str(data_file)})
 
 
 @nox.session(python=PYTHONS)
@@ -61,9 +62,10 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Reports the coverage of all test sessions together, because each one has one line of the SDK."""
-    if not list(Path().glob(".coverage.lowest*")):
-        session.skip("there is no data of the session `lowest`, which needs Python 3.11")
+    """Reports the coverage of all measured sessions together, because each has one line of the SDK."""
+    missing = [name for name in MEASURED if not list(Path().glob(f".coverage.{name}*"))]
+    if missing:
+        session.skip(f"there is no data from {' and '.join(missing)}")
     session.install("coverage[toml]>=7.10")
     session.run("coverage", "combine", "--keep", "-q")
     session.run("coverage", "report")

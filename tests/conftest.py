@@ -22,8 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Coverage measures this process, but not the servers that the tests start. It would slow them down.
-    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
-        os.environ.pop(name, None)
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 
 def eager_event_loop():
@@ -97,15 +96,12 @@ def resources():
 
 @pytest.fixture(autouse=True)
 def _no_resource_is_left(request):
-    # Garbage does not count as left behind. If collecting it may warn, the warning belongs to this test.
-    may_warn = any("Unraisable" in mark.args[0] for mark in request.node.iter_markers("filterwarnings"))
-    if may_warn:
-        gc.freeze()  # collect() then examines only what the test creates, which is much faster
     before = resources()
     yield
+    # Garbage does not count as left behind. If collecting it may warn, the warning belongs to this test.
+    may_warn = any("Unraisable" in mark.args[0] for mark in request.node.iter_markers("filterwarnings"))
     if may_warn or resources() - before:
         gc.collect()
-    gc.unfreeze()
     left = resources() - before
     assert not left, f"the test left behind {left}"
 
