@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from weakref import ref
 
 import anyio
 import pytest
@@ -107,12 +108,20 @@ def _no_resource_is_left(request):
 
 
 @pytest.fixture(autouse=True)
-def _no_owner_is_left(request, _no_resource_is_left):
+def _no_owner_is_left(request, monkeypatch, _no_resource_is_left):
+    loops = []
+    create = _backend.EventLoop.__init__
+
+    def init(self, *args):
+        create(self, *args)
+        loops.append(ref(self))
+
+    monkeypatch.setattr(_backend.EventLoop, "__init__", init)
     if inspect.iscoroutinefunction(request.function):
         request.getfixturevalue("_no_task_is_left")
     yield
-    left = {task for loop in _backend._event_loops.values() for task in loop.owner_tasks}
-    _backend._event_loops.clear()
+    alive = [loop for loop in (reference() for reference in loops) if loop is not None]
+    left = {task for loop in alive if loop.is_alive() for task in loop.owner_tasks}
     assert not left, f"the test left behind the owners of {left}"
 
 

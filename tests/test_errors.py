@@ -13,7 +13,8 @@ ERRORS = {
     ownertask.ConnectionLostError("redis"): Exception,
     ownertask.StartTimeoutError("redis", 1.5): TimeoutError,
     ownertask.StopTimeoutError("redis", "the task waits"): TimeoutError,
-    ownertask.WrongEventLoopError("redis", "start"): RuntimeError,
+    ownertask.ManagerInUseError("redis", "is running"): RuntimeError,
+    ownertask.WrongEventLoopError("redis", "start() was called"): RuntimeError,
     ownertask.OwnerTaskError("redis", "stop"): RuntimeError,
 }
 

@@ -16,14 +16,16 @@ rest of ownertask.
 
 import asyncio
 import inspect
+import os
 import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import cache
 from math import inf
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyio import CancelScope
 from anyio.abc import AsyncBackend
@@ -31,9 +33,9 @@ from anyio.lowlevel import current_token
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from trio.lowlevel import TrioToken
+    from trio.lowlevel import RunVar
 
-__all__ = ["EventLoop", "current_event_loop"]
+__all__ = ["EventLoop", "current_event_loop", "running"]
 
 T = TypeVar("T")
 
@@ -56,18 +58,47 @@ class Timer(Protocol):
 
 
 class EventLoop(ABC):
-    """The asyncio event loop or the trio run in which a manager was started."""
+    """The asyncio event loop or the trio run in which a manager was started.
+
+    The loop itself holds this object, so both are freed together.
+    """
 
     cancelled_type: type[BaseException]
     """The exception class that is thrown into a cancelled task."""
 
-    def __init__(self) -> None:
+    def __init__(self, native: object) -> None:
+        self._native = native
+        self._process_id = os.getpid()
         # asyncio keeps only weak references to its tasks.
         self.owner_tasks: set[object] = set()
+
+    def is_alive(self) -> bool:
+        """Returns whether tasks can still run. In a forked child or a closed loop they can't.
+
+        May be called from any thread.
+        """
+        return self._process_id == os.getpid() and not self._is_closed()
 
     @abstractmethod
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
         """Adds a callback to `wake_ups` and waits until it is called or `deadline` has passed."""
+
+    async def shielded(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Calls and awaits a function, shielded from the cancel scopes around the caller."""
+        try:
+            with self.create_cancel_scope(shield=True):
+                await function()
+        except BaseException:
+            self.check_not_collected()
+            raise
+
+    def check_not_collected(self) -> None:
+        """Raises `GeneratorExit` if the loop is closed, and the garbage collector ends the caller.
+
+        Call it after a cancel scope raised an exception. Outside its loop, a scope cannot be exited.
+        """
+        if not self.is_current():
+            raise GeneratorExit
 
     def create_cancel_scope(self, *, shield: bool = False) -> CancelScope:
         """Creates a cancel scope without a deadline."""
@@ -81,13 +112,27 @@ class EventLoop(ABC):
         """Lets other tasks run once and cannot be cancelled."""
         return _anyio_backend(type(self)).cancel_shielded_checkpoint()
 
-    @abstractmethod
     def is_current(self) -> bool:
         """Returns whether the caller is running in this loop."""
+        return running() is self._native
+
+    def is_other(self) -> bool:
+        """Returns whether the caller is running in another loop."""
+        native = running()
+        return native is not None and native is not self._native
 
     @abstractmethod
-    def is_closed(self) -> bool:
+    def _is_closed(self) -> bool:
         """Returns whether the loop is closed. May be called from any thread."""
+
+    @abstractmethod
+    async def contain(self, coroutine: Coroutine[object, None, None], name: str) -> None:
+        """Awaits `coroutine` so that a scope that it leaves open cannot harm other tasks.
+
+        Args:
+            coroutine: The coroutine to await.
+            name: The name of the task in which it runs, if that is a new one.
+        """
 
     @abstractmethod
     def time(self) -> float:
@@ -101,12 +146,15 @@ class EventLoop(ABC):
     def is_ending(self, task: object) -> bool:
         """Returns whether the shutdown of the loop cancelled `task`.
 
-        Call it in `task`, outside its cancel scopes.
+        Call it in the task that called `contain()`.
         """
 
     @abstractmethod
     def reraise(self, error: BaseException, task: object) -> None:
-        """Lets an exception propagate as far as the backend allows. Called in `task`, at its end."""
+        """Lets an exception propagate as far as the backend allows.
+
+        Call it at the end of the task that called `contain()`.
+        """
 
     @abstractmethod
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
@@ -135,30 +183,60 @@ class EventLoop(ABC):
         """
 
 
-_event_loops: dict[object, EventLoop] = {}
+_ATTRIBUTE: Final = "_ownertask_event_loop"
+
+
+def running() -> object:
+    """Returns the asyncio loop or the `TrioToken` in which the caller runs, or `None`.
+
+    If one of the two runs as a guest in the other, only one of them has a current task.
+    """
+    loop = asyncio._get_running_loop()
+    if loop is not None and asyncio.current_task(loop) is not None:
+        return loop
+    # trio is optional, and the only other backend of anyio. Another thread may just be importing it.
+    lowlevel = sys.modules.get("trio.lowlevel")
+    in_trio = getattr(lowlevel, "in_trio_run" if loop is None else "in_trio_task", None)
+    return (
+        lowlevel.current_trio_token()
+        if lowlevel is not None and in_trio is not None and in_trio()
+        else loop
+    )
 
 
 def current_event_loop() -> EventLoop:
-    """Returns the loop in which the calling task is running, the same object each time.
+    """Returns the loop in which the caller is running, the same object each time.
 
     Raises:
-        RuntimeError: No event loop is running.
+        anyio.NoEventLoopError: No event loop is running.
     """
+    native = running()
+    if native is None:
+        current_token()  # raises
     loop = asyncio._get_running_loop()
-    # Without a current asyncio task, this may be trio in guest mode on an asyncio loop.
-    if loop is not None and asyncio.current_task(loop) is not None:
-        return _known(loop, _AsyncioEventLoop)
-    import trio  # optional, and the only other backend of anyio
+    if loop is None or native is not loop:
+        return _trio_event_loop()
+    event_loop = getattr(loop, _ATTRIBUTE, None)
+    if not isinstance(event_loop, EventLoop) or not event_loop.is_alive():
+        event_loop = _AsyncioEventLoop(loop)
+        setattr(loop, _ATTRIBUTE, event_loop)
+    return event_loop
 
-    return _known(trio.lowlevel.current_trio_token(), _TrioEventLoop)
+
+def _trio_event_loop() -> EventLoop:
+    variable = _trio_variable()
+    event_loop = variable.get(None)
+    if event_loop is None or not event_loop.is_alive():
+        event_loop = _TrioEventLoop()
+        variable.set(event_loop)
+    return event_loop
 
 
-def _known(native: T, make: Callable[[T], EventLoop]) -> EventLoop:
-    if native not in _event_loops:
-        for old in [old for old, event_loop in _event_loops.items() if event_loop.is_closed()]:
-            del _event_loops[old]
-        _event_loops[native] = make(native)
-    return _event_loops[native]
+@cache
+def _trio_variable() -> "RunVar[_TrioEventLoop | None]":
+    from trio.lowlevel import RunVar
+
+    return RunVar(_ATTRIBUTE)
 
 
 @cache
@@ -195,7 +273,7 @@ class _AsyncioEventLoop(EventLoop):
     cancelled_type = asyncio.CancelledError
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
+        super().__init__(loop)
         self._loop = loop
 
     @override
@@ -207,7 +285,9 @@ class _AsyncioEventLoop(EventLoop):
                 future.set_result(None)
 
         wake_ups.add(wake_up)
-        timer = None if deadline is None else self._loop.call_at(deadline, wake_up)
+        timer = None
+        if deadline is not None and deadline < inf:
+            timer = self._loop.call_at(deadline, wake_up)
         try:
             await future
         finally:
@@ -216,12 +296,12 @@ class _AsyncioEventLoop(EventLoop):
                 timer.cancel()
 
     @override
-    def is_current(self) -> bool:
-        return asyncio._get_running_loop() is self._loop
+    def _is_closed(self) -> bool:
+        return self._loop.is_closed()
 
     @override
-    def is_closed(self) -> bool:
-        return self._loop.is_closed()
+    async def contain(self, coroutine: Coroutine[object, None, None], name: str) -> None:
+        await coroutine
 
     @override
     def time(self) -> float:
@@ -268,38 +348,36 @@ class _AsyncioEventLoop(EventLoop):
 
 
 class _TrioEventLoop(EventLoop):
-    def __init__(self, token: "TrioToken") -> None:
+    def __init__(self) -> None:
         import trio
 
-        super().__init__()
         self._trio = trio
         self.cancelled_type = trio.Cancelled
-        self._token = token
+        self._token = trio.lowlevel.current_trio_token()
+        super().__init__(self._token)
 
     @override
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
         event = self._trio.Event()
         wake_ups.add(event.set)
         try:
-            with self._trio.CancelScope(deadline=inf if deadline is None else deadline):
+            if deadline is None:  # closing a task outside its loop must not touch a scope
                 await event.wait()
+            else:
+                with self._trio.CancelScope(deadline=deadline):
+                    await event.wait()
         finally:
             wake_ups.discard(event.set)
 
     @override
-    def is_current(self) -> bool:
-        lowlevel = self._trio.lowlevel
-        return lowlevel.in_trio_run() and lowlevel.current_trio_token() is self._token
-
-    @override
-    def is_closed(self) -> bool:
+    def _is_closed(self) -> bool:
         # trio ends its system tasks before a trio run ends normally, so this matters only after a crash.
         # The token offers no other way to find out.
         if self.is_current():
             return False
         try:
             self._token.run_sync_soon(_do_nothing)
-        except self._trio.RunFinishedError:
+        except (self._trio.RunFinishedError, OSError):  # OSError: the run has crashed
             return True
         return False
 
@@ -310,6 +388,26 @@ class _TrioEventLoop(EventLoop):
     @override
     def current_task(self) -> object:
         return self._trio.lowlevel.current_task()
+
+    @override
+    async def contain(self, coroutine: Coroutine[object, None, None], name: str) -> None:
+        # If a task ends with an open nursery or a corrupted stack of cancel scopes, trio raises an error
+        # in its place. From a system task, that error would crash the whole trio run. So the task that
+        # runs foreign code is a child.
+        is_done = False
+
+        async def run() -> None:
+            nonlocal is_done
+            await coroutine
+            is_done = True
+
+        try:
+            async with self._trio.open_nursery() as nursery:
+                nursery.start_soon(self._trio.lowlevel.enable_ki_protection(run), name=name)
+        except BaseException:
+            # Afterwards, only trio raises here: for a broken stack, or because the trio run ends.
+            if not is_done:
+                raise
 
     @override
     def is_ending(self, task: object) -> bool:
@@ -338,7 +436,7 @@ class _TrioEventLoop(EventLoop):
 
     @override
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
-        with suppress(self._trio.RunFinishedError):
+        with suppress(self._trio.RunFinishedError, OSError):
             self._token.run_sync_soon(callback)
 
     @override
@@ -350,7 +448,9 @@ class _TrioEventLoop(EventLoop):
         context: Context,
         on_cancel: Callable[[], object],
     ) -> object:
-        task = self._trio.lowlevel.spawn_system_task(lambda: coroutine, name=name, context=context)
+        task = self._trio.lowlevel.spawn_system_task(
+            lambda: coroutine, name="ownertask supervisor", context=context
+        )
         self.owner_tasks.add(task)
         return task
 

@@ -1,41 +1,51 @@
 """Describes where a suspended coroutine is waiting."""
 
 import gc
-from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
-from typing import cast
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
+from typing import Final
 
-__all__ = ["waiting_place"]
+__all__ = ["place", "waiting_place"]
 
 # Every coroutine ends up waiting in one of these, so naming them would not help the reader.
 _EVENT_LOOP_LIBRARIES = frozenset({"anyio", "asyncio", "contextlib", "ownertask", "outcome", "trio"})
 
+# The frame, and what it awaits.
+_ATTRIBUTES: Final[dict[type[object], tuple[str, str]]] = {
+    CoroutineType: ("cr_frame", "cr_await"),
+    AsyncGeneratorType: ("ag_frame", "ag_await"),
+    GeneratorType: ("gi_frame", "gi_yieldfrom"),
+}
+
+
+def place(code: CodeType, line: int) -> str:
+    """Returns a place in a file without its folder, as in `pool.py:12`."""
+    file_name = code.co_filename.replace("\\", "/").rpartition("/")[2]
+    return f"{file_name}:{line}"
+
 
 def waiting_place(coroutine: object) -> str:
     """Returns the innermost frame outside the event loop libraries, as in `in close (pool.py:12)`."""
-    place = "inside anyio, asyncio or trio"
+    found = "inside anyio, asyncio or trio"
     awaited: object = coroutine
-    while awaited is not None:
+    seen: list[object] = []  # any awaitable may refer to one that awaits it
+    while awaited is not None and not any(awaited is this for this in seen):
+        seen.append(awaited)
         frame, awaited = _frame_and_awaited(awaited)
         if frame is not None:
             library = str(frame.f_globals.get("__name__")).partition(".")[0]
             if library not in _EVENT_LOOP_LIBRARIES:
-                code = frame.f_code
-                file_name = code.co_filename.replace("\\", "/").rpartition("/")[2]
-                place = f"in {code.co_qualname} ({file_name}:{frame.f_lineno})"
-    return place
+                found = f"in {frame.f_code.co_qualname} ({place(frame.f_code, frame.f_lineno)})"
+    return found
 
 
 def _frame_and_awaited(awaitable: object) -> tuple[FrameType | None, object]:
-    if isinstance(awaitable, CoroutineType):
-        return awaitable.cr_frame, awaitable.cr_await
-    if isinstance(awaitable, AsyncGeneratorType):
-        return awaitable.ag_frame, awaitable.ag_await
-    if isinstance(awaitable, GeneratorType):
-        generator = cast("GeneratorType[object, object, object]", awaitable)
-        return generator.gi_frame, generator.gi_yieldfrom
+    # isinstance() could call a method of a foreign object.
+    attributes = _ATTRIBUTES.get(type(awaitable))
+    if attributes is not None:
+        return getattr(awaitable, attributes[0]), getattr(awaitable, attributes[1])
     # The objects that asend(), athrow() and __await__() return expose what they drive only to the
     # garbage collector.
     for referent in gc.get_referents(awaitable):
-        if isinstance(referent, CoroutineType | AsyncGeneratorType | GeneratorType):
-            return None, cast("object", referent)
+        if type(referent) in _ATTRIBUTES:
+            return None, referent
     return None, None

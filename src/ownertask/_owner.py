@@ -4,31 +4,31 @@ All other code talks to the owner task through its `Run`, which guarantees:
 
 * The context manager is entered and exited in the same task, once each.
 * Every decision is made in synchronous code, so no other task sees an intermediate state.
-* The run always reaches `CLOSED` or `FAILED`, and then all waiting tasks wake up.
+* The run always reaches `CLOSED` or `FAILED`, and then all waiting tasks wake up. Neither an exception's
+  methods nor a logging handler can prevent that.
 * No exception leaves the owner task, except on asyncio: a `BaseException` that no `start()` is waiting
-  for, and an exception that a logging handler raised.
+  for.
 
 Use a `Run` only in its own event loop. Its properties may be read in any thread.
 """
 
-import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar, copy_context
-from copy import copy
 from functools import cache
 from inspect import isasyncgen, iscoroutine
 from math import inf
-from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from ._call_stack import waiting_place
+from ._failure import Failure, add_note, leaf
 from .errors import (
     ConnectionLostError,
-    ConnectionManagerError,
     ConnectionStoppedError,
     NotConnectedError,
     StartTimeoutError,
     StopTimeoutError,
+    WrongEventLoopError,
 )
 from .state import TRANSITIONS, ConnectionState
 
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
     from ._backend import EventLoop, Timer
 
-__all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "checked", "runs_around_caller"]
+__all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "checked", "current_event_loop", "runs_around_caller"]
 
-E = TypeVar("E", bound=ConnectionManagerError)
 T = TypeVar("T")
 
 DEBUG: Final = 10
-"""`logging.DEBUG`, without importing `logging`."""
+WARNING: Final = 30
+ERROR: Final = 40
+"""The levels of `logging`, without importing it."""
 
 STOP_TIMEOUT: Final = 30.0
 """Default time, in seconds, that closing may take before the owner task is cancelled."""
@@ -53,6 +54,15 @@ CANCEL_GRACE = 10.0
 that ignores every request to exit, can take up to 6.5 seconds."""
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
+
+OVER: Final = frozenset({CLOSED, FAILED})
+
+LOST: Final = "the connection was lost"
+CANCELLED_OUTSIDE: Final = "the connection was lost because its owner task was cancelled from outside"
+CANCELLED_WHILE_OPENING: Final = "opening was cancelled, but neither stop() nor a timeout requested it"
+SHUT_DOWN: Final = (
+    "the event loop was shut down while the connection was {}; call stop() before the event loop ends"
+)
 
 # The runs that the current code is part of. Child tasks and callbacks of an owner task inherit
 # this variable.
@@ -79,20 +89,6 @@ def checked(
     raise TypeError(f"{function}() must return an async context manager, not {kind}{hint}")
 
 
-def _copy(error: E) -> E:
-    """Returns a copy without traceback and context, so that each caller can raise its own."""
-    copied = copy(error)
-    copied.__cause__ = error.__cause__
-    return copied
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """Adds a note to an exception, once, if the exception accepts notes."""
-    if note not in getattr(error, "__notes__", ()):
-        with suppress(Exception):  # some exceptions are immutable
-            error.add_note(note)
-
-
 # Importing ownertask must not import asyncio or logging, which take at least as long as the rest of it.
 # So these functions import them when a run begins. They are cached, because executing the import
 # statement each time would add three percent to a start and a stop.
@@ -105,6 +101,23 @@ def _logger() -> "Logger":
     return getLogger("ownertask")
 
 
+def log(level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+    """Logs a message. If a filter or a handler of the application raises, prints that to stderr."""
+    if not _logger().isEnabledFor(level):
+        return
+    try:
+        _logger().log(level, message, *args, exc_info=exc_info)
+    except KeyboardInterrupt:  # the user's, not the handler's
+        raise
+    except BaseException:  # noqa: BLE001 - it must not affect the connection
+        import traceback  # rarely needed
+
+        with suppress(
+            Exception
+        ):  # on Python 3.11, an exception with an odd __getattr__ cannot be printed
+            traceback.print_exc()
+
+
 @cache
 def _event_loop_finder() -> "Callable[[], EventLoop]":
     from ._backend import current_event_loop
@@ -112,52 +125,77 @@ def _event_loop_finder() -> "Callable[[], EventLoop]":
     return current_event_loop
 
 
+def current_event_loop() -> "EventLoop":
+    """Returns the event loop in which the caller is running.
+
+    Raises:
+        anyio.NoEventLoopError: No event loop is running.
+    """
+    return _event_loop_finder()()
+
+
+class Status(NamedTuple, Generic[T]):
+    """The part of a run that other threads can see. It is replaced as a whole."""
+
+    state: ConnectionState
+    connection: T | None = None
+    failure: Failure | None = None
+
+
+class Loss(NamedTuple):
+    """A reported loss."""
+
+    message: str
+    cause: BaseException | None
+
+
 class Run(Generic[T]):
     """One cycle of a manager from opening to closed, with one owner task.
 
     Attributes:
-        life: Identifies the manager.
         name: The manager's name.
+        parts: The keys of the managers whose connections are part of this run.
+        is_kept: Whether the run stays open after the last `async with` block exits.
         starters: The number of `start()` calls that are waiting for this run.
-        state: The state of the run. Outside its event loop, use `visible_state`.
-        is_over: Whether the owner task has exited the context manager.
         received: Whether a `start()` call has returned the connection.
         gave_up: Whether the owner task is still running `CANCEL_GRACE` seconds after it was cancelled.
+        cancelled_type: The exception that a cancelled task raises in this event loop.
     """
 
     def __init__(
         self,
-        life: object,
+        key: object,
         name: str,
         open_connection: Callable[[], AbstractAsyncContextManager[T]],
         start_timeout: float | None,
+        *,
+        is_kept: bool,
     ) -> None:
         """Starts the owner task, which takes its first step after this call returns.
 
         Args:
-            life: Identifies the manager.
+            key: Identifies the manager.
             name: The manager's name.
             open_connection: Called once, in the owner task.
             start_timeout: Maximum time for opening, in seconds; `None` means no limit.
+            is_kept: See the attribute.
         """
-        self.life = life
         self.name = name
+        self.parts = {key}
+        self.is_kept = is_kept
         self.starters = 0
-        self.state: ConnectionState = NEW
-        self.is_over = False
         self.received = False
         self.gave_up = False
+        self._status: Status[T] = Status(NEW)
         self._open_connection: Callable[[], AbstractAsyncContextManager[T]] | None = open_connection
-        self._start_timeout = start_timeout
-        self._process_id = os.getpid()
-        self._loop = _event_loop_finder()()
+        self._loop = current_event_loop()
+        self.cancelled_type = self._loop.cancelled_type
         self._wake_ups: set[Callable[[], object]] = set()
-        self._connection: T | None = None
         self._was_open = False
         self._stopped = False
-        self._timed_out = False
-        self._loss: ConnectionLostError | None = None
-        self._failure: _Failure | None = None
+        self._expired_timeout: float | None = None
+        self._loss: Loss | None = None
+        self._raised: BaseException | None = None
         self._facts: list[str] = []
         self._timer: Timer | None = None
         self._force_at = inf
@@ -170,12 +208,13 @@ class Run(Generic[T]):
         context = copy_context()
         around = [run for run in runs_around_caller() if not run.is_over]
         context.run(_runs_around.set, (*around, cast("Run[object]", self)))
-        self._coroutine = self._own()
+        self._owner: object = None
+        self._coroutine: object = None
         self._task = self._loop.start_task(
-            self._coroutine, name=self.task_name, context=context, on_cancel=self._cancelled_outside
+            self._own(), name=self.task_name, context=context, on_cancel=self._cancelled_outside
         )
         if start_timeout is not None:
-            self._set_timer(start_timeout, self._run_out_of_time)
+            self._set_timer(start_timeout, lambda: self.expire(start_timeout))
         self._move(OPENING)
 
     # Queries. The properties may be read in any thread.
@@ -186,37 +225,57 @@ class Run(Generic[T]):
         return f"owner task of {self.name}"
 
     @property
+    def state(self) -> ConnectionState:
+        """The state of the run. Outside its event loop, use `visible_state`."""
+        return self._status.state
+
+    @property
+    def is_over(self) -> bool:
+        """`True` if the owner task has exited the context manager."""
+        return self._status.state in OVER
+
+    @property
     def is_alive(self) -> bool:
         """`True` if the owner task can still run. In a forked child or a closed loop it can't."""
-        return not self.is_over and self._process_id == os.getpid() and not self._loop.is_closed()
+        return not self.is_over and self._loop.is_alive()
 
     @property
     def visible_state(self) -> ConnectionState:
         """The state of the manager during and after this run."""
-        return self.state if self.is_over or self.is_alive else CLOSED
+        return self._visible_status().state
+
+    def _visible_status(self) -> Status[T]:
+        can_change = self._loop.is_alive()
+        status = self._status  # read last: if a run fails before its loop is closed, it has failed
+        return status if can_change or status.state in OVER else Status(CLOSED)
 
     @property
     def connection(self) -> T:
         """The connection.
 
         Raises:
+            WrongEventLoopError: The connection is open, but the caller is running in another event loop.
             ConnectionLostError: The connection was lost.
             NotConnectedError: The connection is not open for another reason.
         """
-        state = self.visible_state
+        state, connection, failure = self._visible_status()
         if state is OPEN:
-            return cast("T", self._connection)
-        loss, cause = self._loss, self.exception  # while the run is closing, there is no exception yet
-        if loss is not None and state is not OPENING and (cause is None or cause is loss):
-            raise _copy(loss)
-        if cause is not None:
-            raise NotConnectedError(self.name, state) from cause
+            if self._loop.is_other():
+                raise WrongEventLoopError(self.name, "connection was read")
+            return cast("T", connection)
+        if failure is not None:
+            if failure.is_loss:
+                failure.raise_()
+            raise NotConnectedError(self.name, state) from failure.exception
+        if state is CLOSING and self._loss is not None:
+            raise self._loss_error(self._loss)
         raise NotConnectedError(self.name, state)
 
     @property
     def exception(self) -> BaseException | None:
         """The exception with which the run failed, or `None`."""
-        return None if self._failure is None else self._failure.exception
+        failure = self._status.failure
+        return None if failure is None else failure.exception
 
     @property
     def whereabouts(self) -> str:
@@ -227,18 +286,30 @@ class Run(Generic[T]):
         """Returns whether the caller is running in the event loop of this run."""
         return self._loop.is_current()
 
+    def is_in(self, loop: "EventLoop") -> bool:
+        """Returns whether the run belongs to `loop`."""
+        return self._loop is loop
+
     def surrounds_caller(self) -> bool:
         """Returns whether the caller is the owner task or one of its child tasks or callbacks."""
         return self in runs_around_caller()
 
+    def current_task(self) -> object:
+        """Returns the running task."""
+        return self._loop.current_task()
+
     def is_owner_task(self) -> bool:
         """Returns whether the caller is the owner task."""
-        return self.surrounds_caller() and self._loop.current_task() is self._task
+        return self.surrounds_caller() and self._loop.current_task() is self._owner
+
+    def has_passed(self, deadline: float | None) -> bool:
+        """Returns whether `deadline` (a time of the loop) has passed."""
+        return deadline is not None and self._loop.time() >= deadline
 
     # Waiting. A wake-up may be spurious, so callers check the condition again.
 
     def changed(self, deadline: float | None = None) -> Awaitable[None]:
-        """Waits until `state` or `gave_up` changes, or `deadline` (a time of the loop) has passed."""
+        """Waits until `state` or `gave_up` changes, or `deadline` has passed."""
         return self._loop.wait(self._wake_ups, deadline)
 
     async def over(self, within: float | None = None) -> None:
@@ -251,13 +322,13 @@ class Run(Generic[T]):
             # Many owner tasks end within one iteration of the event loop, and waiting for one is cheaper
             # than setting a timer.
             await self._loop.checkpoint()
-            while not self.is_over and self._loop.time() < deadline:
+            while not self.is_over and not self.has_passed(deadline):
                 await self.changed(deadline)
 
-    async def over_or_given_up(self) -> None:
-        """Waits until the owner task ends or `gave_up` is set."""
-        while not (self.is_over or self.gave_up):
-            await self.changed()
+    async def over_or_given_up(self, deadline: float | None = None) -> None:
+        """Waits until the owner task ends, `gave_up` is set, or `deadline` has passed."""
+        while not (self.is_over or self.gave_up or self.has_passed(deadline)):
+            await self.changed(deadline)
 
     async def forced(self) -> None:
         """Cancels the owner task, and waits until it ends or `gave_up` is set."""
@@ -269,8 +340,7 @@ class Run(Generic[T]):
 
         On asyncio, a native cancellation ends the wait.
         """
-        with self._loop.create_cancel_scope(shield=True):
-            await self.forced()
+        await self._loop.shielded(self.forced)
 
     async def seen_through(self) -> BaseException | None:
         """Waits as `forced_shielded()`, also through native cancellations, and returns the last one."""
@@ -278,9 +348,8 @@ class Run(Generic[T]):
         cancellation: BaseException | None = None
         while not (self.is_over or self.gave_up):
             try:
-                with self._loop.create_cancel_scope(shield=True):
-                    await self.over_or_given_up()
-            except self._loop.cancelled_type as exc:
+                await self._loop.shielded(self.over_or_given_up)
+            except self.cancelled_type as exc:
                 cancellation = exc
         return cancellation
 
@@ -298,7 +367,6 @@ class Run(Generic[T]):
         """Begins to close the connection, and cancels the owner task."""
         if self.state is OPENING or self.state is OPEN:
             self._stopped = True
-            self._loss = None
             self._move(CLOSING)
         self._cancel()
 
@@ -309,24 +377,35 @@ class Run(Generic[T]):
             self._force_at = self._loop.time() + seconds
             self._set_timer(seconds, self._cancel)
 
-    def lose(self, cause: BaseException | None, message: str = "the connection was lost") -> None:
-        """Records a loss, and closes an open connection.
+    def expire(self, timeout: float) -> None:
+        """Cancels the attempt to open the connection, because it has taken `timeout` seconds."""
+        if self.state is OPENING:
+            self._expired_timeout = timeout
+            self._move(CLOSING)
+            self._cancel()
 
-        If the connection is still being opened, the loss takes effect when opening ends.
+    def lose(self, cause: BaseException | None, message: str = LOST) -> None:
+        """Records a loss. Closes an open connection, or cancels the attempt to open it.
+
+        The first cause that is reported until the run is over counts.
         """
-        if self.state is OPENING or self.state is OPEN:
-            if self._loss is None:
-                self._loss = ConnectionLostError(self.name, message)
-            if self.state is OPEN:
-                self._move(CLOSING)
+        was_opening = self.state is OPENING
+        if was_opening or self.state is OPEN:
+            self._loss = Loss(message, leaf(cause, self.cancelled_type))
+            self._move(CLOSING)
+            if was_opening:
+                self._cancel()
+            else:
                 self.force_within(STOP_TIMEOUT)
-        if self._loss is not None and self._loss.__cause__ is None:
-            self._loss.__cause__ = self._leaf(cause)
+        elif self._loss is not None and self._loss.cause is None:
+            self._loss = self._loss._replace(cause=leaf(cause, self.cancelled_type))
 
     def lose_from_any_thread(self, cause: BaseException | None) -> None:
         """Calls `lose()`: immediately in the event loop of the run, otherwise soon."""
         if self.is_in_this_loop():
             self.lose(cause)
+            # A signal handler runs while the loop waits for I/O. Only this ends that wait.
+            self._loop.call_soon_threadsafe(lambda: None)
         else:
             self._loop.call_soon_threadsafe(lambda: self.lose(cause))
 
@@ -349,75 +428,90 @@ class Run(Generic[T]):
 
     def raise_exception(self) -> None:
         """Raises the exception with which the run failed, if it failed."""
-        if self._failure is not None:
-            self._failure.raise_()
+        failure = self._status.failure
+        if failure is not None:
+            failure.raise_()
 
     def raise_for_starter(self) -> NoReturn:
         """Raises the error for a `start()` call that waited for this run and gets no connection."""
-        if not self._stopped or not isinstance(self.exception, Exception | None):
+        if not self._stopped or not issubclass(type(self.exception), Exception | None):
             self.raise_exception()
         if self._stopped:
             raise ConnectionStoppedError(self.name)
-        if self._loss is not None:  # the owner task did not end in time
-            raise _copy(self._loss)
-        raise self.start_timeout_error(cast("float", self._start_timeout))
+        # The owner task did not end in time.
+        if self._expired_timeout is not None:
+            raise self.start_timeout_error(self._expired_timeout)
+        raise self._loss_error(cast("Loss", self._loss))
 
     # The owner task.
 
     async def _own(self) -> None:
-        raised: BaseException | None = None
-        try:
-            assert self._open_connection is not None
-            with self._scope, self._quiet_scope:
-                async with checked(self._open_connection()) as connection:
-                    try:
-                        self._publish(connection)
-                        while self.state is OPEN:
-                            await self.changed()
-                    except BaseException:
-                        # A normal close raises nothing, and during a forced one lose() does nothing. So
-                        # the event loop is ending, or the transport crashed and its exit will raise
-                        # the cause.
-                        self.lose(None)
-                        raise
-        except BaseException as exc:  # noqa: BLE001 - every exception must wake the waiting tasks
-            if not self._loop.is_current():
-                return  # the loop is closed, and the owner's coroutine is being garbage collected
-            raised = exc
+        self._coroutine = coroutine = self._hold()
+        await self._loop.contain(coroutine, self.task_name)
         while self._timer is not None:  # a concurrent stop() may set another timer
             self._timer.cancel()
             self._timer = None
             for _ in range(3):  # on trio, a timer is a task, and three iterations start and end it
                 await self._loop.shielded_checkpoint()
-        error = self._leaf(raised)
-        task = self._task
+        error, task = leaf(self._raised, self.cancelled_type), self._task
+        self._raised = self._coroutine = None
         try:
             self._settle(error)
-        except Exception as exc:  # noqa: BLE001 - a failure to log must not crash trio
+        except BaseException as exc:  # noqa: BLE001 - the methods of an exception may raise anything
             self._loop.reraise(exc, task)
-        if error is not None and not isinstance(error, Exception) and not self.starters:
-            self._loop.reraise(error, task)
+        try:
+            if error is not None and not issubclass(type(error), Exception) and not self.starters:
+                self._loop.reraise(error, task)
+        finally:
+            del self, error, task  # this frame is reachable from the traceback of the exception
+
+    async def _hold(self) -> None:
+        """Enters the context manager, waits, and exits it. Stores the exception that it raised."""
+        self._owner = self._loop.current_task()
+        try:
+            with self._scope, self._quiet_scope:
+                try:
+                    await self._enter_and_exit()
+                except BaseException as exc:
+                    # The scopes need to see only a cancellation.
+                    if leaf(exc, self.cancelled_type) is None or not self._loop.is_current():
+                        raise
+                    self._raised = exc
+        except BaseException as exc:  # noqa: BLE001 - every exception must wake the waiting tasks
+            self._loop.check_not_collected()
+            if self._raised is None:
+                self._raised = exc
+        finally:
+            del self  # this frame is in the traceback of the exception
+
+    async def _enter_and_exit(self) -> None:
+        assert self._open_connection is not None
+        try:
+            async with checked(self._open_connection()) as connection:
+                try:
+                    self._publish(connection)
+                    del connection
+                    while self.state is OPEN:
+                        await self.changed()
+                except BaseException:
+                    # A normal close raises nothing, and during a forced one lose() does nothing. So the
+                    # event loop is ending, or the transport crashed and its exit will raise the cause.
+                    self.lose(None)
+                    raise
+        finally:
+            del self
 
     def _publish(self, connection: T) -> None:
-        if self.state is not OPENING or self._forced:
-            return  # stopped or timed out in the iteration in which opening succeeded
+        if self.state is not OPENING:
+            return  # stopped, lost or timed out in the iteration in which opening succeeded
         self._was_open = True
         if self._timer is not None:
             self._timer.cancel()
-        self._connection = connection
-        self._move(OPEN)
-        if self._loss is not None:
-            self.lose(None)
-
-    def _run_out_of_time(self) -> None:
-        self._timed_out = True
-        self._cancel()
+        self._move(OPEN, connection=connection)
 
     def _cancelled_outside(self) -> None:
         if not self.is_over:
-            self.lose(None, "the connection was lost because its owner task was cancelled from outside")
-            if self.state is OPENING:
-                self._move(CLOSING)
+            self.lose(None, CANCELLED_OUTSIDE)
             self._cancel()
 
     def _cancel(self) -> None:
@@ -432,12 +526,10 @@ class Run(Generic[T]):
         """Reports that the owner task does not end, wakes the waiting tasks, and stops cancelling it."""
         self._quiet_scope.shield = True
         self.gave_up = True
-        if self.state is OPENING:
-            self._move(CLOSING)
         self._notify()
         if not self._complained:
             self._complained = True
-            _logger().error("%s: could not be stopped; %s", self.name, self.whereabouts)
+            log(ERROR, "%s: could not be stopped; %s", self.name, self.whereabouts)
 
     def _set_timer(self, seconds: float, callback: Callable[[], object]) -> None:
         if self._timer is not None:
@@ -446,100 +538,63 @@ class Run(Generic[T]):
 
     def _settle(self, error: BaseException | None) -> None:
         """Decides how the run ended, given the exception that the context manager raised, if any."""
-        loss_is_expected = self._loop.is_ending(self._task)
-        was_opening = self.state is OPENING
-        failure = self._failure_of_opening(error) if was_opening else self._failure_of_rest(error)
+        loop_ends = self._loop.is_ending(self._task)
+        failure = self._failure_of(error, loop_ends=loop_ends)
+        reported = None if self._loss is None else self._loss.cause
+        self._loop.owner_tasks.discard(self._task)
+        # These refer to this run and its manager.
+        self._open_connection = self._task = self._owner = None
+        self._move(CLOSED if failure is None else FAILED, failure=failure)
+        # The outcome is final. The code below only adds notes and logs, and may fail.
+        is_loss = failure is not None and failure.is_loss
         if failure is not None:
             for fact in self._facts:
-                add_note(failure, fact)
-            self._failure = _Failure(failure, ours=failure is not error)
-        self._connection = None
-        self._loop.owner_tasks.discard(self._task)
-        self._open_connection = self._task = (
-            None  # breaks reference cycles with this run and its manager
-        )
-        self._move(CLOSED if failure is None else FAILED)
-        # The outcome is final. The code below only adds a note and logs, and may fail.
+                add_note(failure.exception, fact)
         if error is not None:
-            phase = "opening" if not self._was_open else "open" if self._is_cause(error) else "closing"
-            self._note(error, phase)
-            if not was_opening and not self._is_cause(error):
-                _logger().warning("%s: error while closing", self.name, exc_info=error)
+            is_cause = is_loss and (reported is None or reported is error)
+            phase = "opening" if not self._was_open else "open" if is_cause else "closing"
+            add_note(error, f"ownertask: raised by {self.name} while {phase}")
+            if self._was_open and not is_cause:
+                log(WARNING, "%s: error while closing", self.name, exc_info=error)
+        if failure is not None and is_loss:
+            if reported is not None and reported is not error:
+                phase = "open" if self._was_open else "opening"
+                add_note(reported, f"ownertask: raised by {self.name} while {phase}")
+            log(DEBUG if loop_ends else WARNING, "%s", failure.exception, exc_info=failure.exception)
+
+    def _failure_of(self, error: BaseException | None, *, loop_ends: bool) -> Failure | None:
         loss = self._loss
-        if loss is not None and failure is loss:
-            if loss.__cause__ is not None and loss.__cause__ is not error:
-                self._note(loss.__cause__, "open")
-            log = _logger().debug if loss_is_expected else _logger().warning
-            log("%s", loss, exc_info=loss)
-
-    def _is_cause(self, error: BaseException) -> bool:
-        return self._loss is not None and self._loss.__cause__ is error
-
-    def _failure_of_opening(self, error: BaseException | None) -> BaseException:
-        if self._timed_out:
-            failure = StartTimeoutError(self.name, cast("float", self._start_timeout))
+        if self._expired_timeout is not None:
+            failure = StartTimeoutError(self.name, self._expired_timeout)
             failure.__cause__ = error
-            return failure
-        if error is not None:
-            return error
-        if self._loss is None:
-            message = "opening was cancelled, but neither stop() nor a timeout requested it"
-            self._loss = ConnectionLostError(self.name, message)
-        return self._loss
+            return Failure(failure, is_ours=True)
+        if loss is None and error is None:
+            if self.state is not OPENING:
+                return None
+            loss = Loss(CANCELLED_WHILE_OPENING, None)
+        # While opening, a loss without a reason says less than the exception.
+        is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self._was_open)
+        if error is not None and is_bare:
+            return Failure(error, is_ours=False)
+        assert loss is not None
+        if loss.cause is None and error is None and loop_ends:
+            loss = Loss(SHUT_DOWN.format("open" if self._was_open else "being opened"), None)
+        elif loss.cause is None:
+            loss = Loss(loss.message, error)
+        return Failure(self._loss_error(loss), is_ours=True)
 
-    def _failure_of_rest(self, error: BaseException | None) -> BaseException | None:
-        loss = self._loss
-        if loss is None:
-            return error
-        if loss.__cause__ is None:
-            loss.__cause__ = error
-        return loss
+    def _loss_error(self, loss: Loss) -> ConnectionLostError:
+        return ConnectionLostError(self.name, loss.message, loss.cause)
 
-    def _note(self, error: BaseException, phase: str) -> None:
-        add_note(error, f"ownertask: raised by {self.name} while {phase}")
-
-    def _leaf(self, raised: BaseException | None) -> BaseException | None:
-        """Strips cancellations from the exception, and unwraps groups that hold a single exception."""
-        error = raised
-        while isinstance(error, BaseExceptionGroup):
-            error = group = cast("BaseExceptionGroup[BaseException]", error)
-            if group.subgroup(self._loop.cancelled_type) is not None:
-                error = group.split(self._loop.cancelled_type)[1]
-            elif len(group.exceptions) == 1:
-                error = group.exceptions[0]
-            else:
-                break
-        return None if isinstance(error, self._loop.cancelled_type) else error
-
-    def _move(self, state: ConnectionState) -> None:
-        old, self.state = self.state, state
+    def _move(
+        self, state: ConnectionState, *, connection: T | None = None, failure: Failure | None = None
+    ) -> None:
+        old = self.state
         assert state in TRANSITIONS[old], f"{self.name}: {old} -> {state}"
-        self.is_over = state is CLOSED or state is FAILED
+        self._status = Status(state, connection, failure)
         self._notify()
-        if _logger().isEnabledFor(DEBUG):
-            _logger().debug("%s: %s -> %s", self.name, old.value, state.value)
+        log(DEBUG, "%s: %s -> %s", self.name, old.value, state.value)
 
     def _notify(self) -> None:
         for wake_up in tuple(self._wake_ups):
             wake_up()
-
-
-class _Failure:
-    """An exception that several tasks raise, each time with its original traceback and context."""
-
-    def __init__(self, exception: BaseException, *, ours: bool) -> None:
-        self.exception = exception
-        self._ours = ours
-        self._traceback = exception.__traceback__
-        self._context = exception.__context__
-
-    def raise_(self) -> NoReturn:
-        if self._ours and isinstance(self.exception, ConnectionManagerError):
-            raise _copy(self.exception)
-        try:
-            raise self.exception.with_traceback(self._traceback)
-        finally:
-            # Raising replaced the context with the exception that the caller was handling.
-            with suppress(Exception):  # some exceptions are immutable
-                self.exception.__context__ = self._context
-            del self  # this frame is in the traceback

@@ -7,6 +7,7 @@ ConnectionManagerError(Exception)
 ├── ConnectionLostError
 ├── StartTimeoutError(TimeoutError)
 ├── StopTimeoutError(TimeoutError)
+├── ManagerInUseError(RuntimeError)
 ├── WrongEventLoopError(RuntimeError)
 └── OwnerTaskError(RuntimeError)
 ```
@@ -16,12 +17,14 @@ Every error names its manager in its text and in its `name` attribute. Every err
 
 from typing import Any, TypeVar
 
+from ._reason import reason
 from .state import ConnectionState
 
 __all__ = [
     "ConnectionLostError",
     "ConnectionManagerError",
     "ConnectionStoppedError",
+    "ManagerInUseError",
     "NotConnectedError",
     "OwnerTaskError",
     "StartTimeoutError",
@@ -44,7 +47,10 @@ class ConnectionManagerError(Exception):
     # `args` holds the finished text, not the constructor's arguments.
     # Any: subclasses may have attributes of any type, as in object.__reduce__.
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.args), self.__dict__.copy()
+        attributes = self.__dict__.copy()
+        if "__notes__" in attributes:  # each copy has its own list
+            attributes["__notes__"] = list(attributes["__notes__"])
+        return _rebuild, (type(self), self.args), attributes
 
 
 E = TypeVar("E", bound=ConnectionManagerError)
@@ -80,11 +86,17 @@ class ConnectionStoppedError(ConnectionManagerError):
 class ConnectionLostError(ConnectionManagerError):
     """The connection ended unexpectedly.
 
-    `__cause__` is the reason, if one is known.
+    `__cause__` is the reason, if one is known. The text contains the reason, too.
     """
 
-    def __init__(self, name: str, message: str = "the connection was lost") -> None:
-        super().__init__(name, message)
+    def __init__(
+        self,
+        name: str,
+        message: str = "the connection was lost",
+        cause: BaseException | None = None,
+    ) -> None:
+        super().__init__(name, message if cause is None else f"{message}: {reason(cause)}")
+        self.__cause__ = cause
 
 
 class StartTimeoutError(ConnectionManagerError, TimeoutError):
@@ -112,14 +124,17 @@ class StopTimeoutError(ConnectionManagerError, TimeoutError):
         super().__init__(name, f"could not be stopped; {detail}")
 
 
+class ManagerInUseError(ConnectionManagerError, RuntimeError):
+    """The manager is running or is part of another manager, and the call requires that it is not."""
+
+
 class WrongEventLoopError(ConnectionManagerError, RuntimeError):
     """The manager is running in another event loop."""
 
-    def __init__(self, name: str, method: str) -> None:
+    def __init__(self, name: str, use: str) -> None:
         super().__init__(
             name,
-            f"{method}() was called from another event loop; "
-            "call it in the event loop in which the manager was started",
+            f"{use} from another event loop; use it in the event loop in which the manager was started",
         )
 
 

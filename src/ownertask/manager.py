@@ -8,18 +8,20 @@ waits for it, and what happens to the run if the caller is cancelled.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast, final
-
-import anyio
+from functools import partial
+from itertools import count
+from types import BuiltinFunctionType, FunctionType, MethodType, TracebackType
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast, final
 
 from ._arguments import checked_timeout
-from ._owner import STOP_TIMEOUT, Run, checked, runs_around_caller
+from ._call_stack import place
+from ._life import Life, Loan, claiming
+from ._owner import STOP_TIMEOUT, Run, checked, current_event_loop, runs_around_caller
 from .errors import (
     ConnectionStoppedError,
+    ManagerInUseError,
     NotConnectedError,
     OwnerTaskError,
-    StartTimeoutError,
     WrongEventLoopError,
 )
 from .state import ConnectionState
@@ -53,18 +55,21 @@ class ConnectionManager(ABC, Generic[T_co]):
     Each attempt reads it when it begins. `start()` raises if it is invalid.
     """
 
-    _life: "_Life[T_co]"
     _name: str | None = None
 
-    # The private state is created in __new__, so that a subclass works even if it forgets to call
-    # super().__init__() or is a frozen dataclass. Type checkers must read the signature from __init__.
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *_args: object, **_kwargs: object) -> Self:
-            """Creates the private state."""
-            self = super().__new__(cls)
-            object.__setattr__(self, "_life", _Life())
-            return self
+    # The private state is created when it is first used, so that a subclass works even if it is a frozen
+    # dataclass or a Pydantic model, or forgets to call super().__init__(). A copy of a manager may bring
+    # the state of the original, and gets its own.
+    @property
+    def _life(self) -> Life[T_co]:
+        life: Life[T_co] | None = vars(self).get("_life")
+        if life is None or life.manager() is not self:
+            with claiming:
+                life = vars(self).get("_life")
+                if life is None or life.manager() is not self:  # no other thread was faster
+                    life = Life[T_co](self)
+                    vars(self)["_life"] = life
+        return life
 
     def __init__(self, *, name: str | None = None) -> None:
         """Creates a manager without opening a connection.
@@ -136,6 +141,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         """The connection. It can be read only while the state is `OPEN`.
 
         Raises:
+            WrongEventLoopError: It was read in another event loop. A thread without an event loop may
+                read it.
             ConnectionLostError: The connection was lost. `__cause__` is the reason, if one is known.
             NotConnectedError: The connection is not open for another reason. `__cause__` is the
                 `exception` of the last run, if it failed.
@@ -156,7 +163,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         return None if run is None else run.exception
 
     @final
-    async def start(self, *, timeout: float | None = None) -> T_co:
+    async def start(self, timeout: float | None = None) -> T_co:
         """Opens the connection and returns it.
 
         If the connection is already open, returns it. If it is being opened, joins that attempt. If it
@@ -165,8 +172,9 @@ class ConnectionManager(ABC, Generic[T_co]):
         Args:
             timeout: Maximum time for this call to wait, in seconds, including the wait for a closing
                 run; `None` waits indefinitely. `start_timeout` limits the attempt itself. The earlier
-                of the two applies. When it expires, the call still waits for the cleanup, for at most
-                10 more seconds.
+                of the two applies. If no other caller is waiting when it expires, the attempt is
+                cancelled and fails with the `StartTimeoutError`, and the call still waits for the
+                cleanup, for at most 10 more seconds.
 
         Returns:
             The connection, which is open when the call returns.
@@ -176,10 +184,10 @@ class ConnectionManager(ABC, Generic[T_co]):
             ConnectionLostError: The connection was lost before this call could return it.
             StartTimeoutError: The connection did not open in time.
             StopTimeoutError: The owner task of the last run is still running after it was cancelled.
+            ManagerInUseError: The manager is part of another manager. Start that one instead.
             WrongEventLoopError: The manager is running in another event loop.
             OwnerTaskError: The call was made inside the connection that it would wait for: in its owner
                 task, or in a child task while it opens.
-            RuntimeError: The manager is part of another manager. Start that one instead.
             ValueError: `timeout` or `start_timeout` is negative or NaN.
             BaseException: The exception that `open_connection()` raised, with its type unchanged and a
                 note that names the manager. An exception group that contains a single exception is
@@ -190,79 +198,97 @@ class ConnectionManager(ABC, Generic[T_co]):
             cancelled. The call then ends as soon as the owner task ends, which includes the transport's
             cleanup. If the owner task does not end within 10 seconds, this is logged at `ERROR`, and
             the call ends while the owner task is still running. Further cancellations do not shorten
-            this wait. An expired `timeout` has the same effect. Other callers are not affected. A call
-            that is still waiting for the last run to close ends immediately and changes nothing.
+            this wait. Other callers are not affected. A call that is still waiting for the last run to
+            close ends immediately and changes nothing.
         """
-        checked_timeout("timeout", timeout)
-        stops = self._life.stops
-        if timeout is None:
-            return await self._start(stops)
-        with anyio.move_on_after(timeout):
-            return await self._start(stops)
-        run = self._life.run
-        raise StartTimeoutError(self.name, timeout) if run is None else run.start_timeout_error(timeout)
+        return await self._start(timeout, is_kept=True)
 
-    async def _start(self, stops: int) -> T_co:
+    async def _start(self, timeout: float | None, *, is_kept: bool) -> T_co:
+        checked_timeout("timeout", timeout)
+        life = self._life
+        stops = life.stops
+        deadline = None if timeout is None else current_event_loop().time() + timeout
         while (run := self._alive_run("start")) is not None and run.state is ConnectionState.CLOSING:
             if run.is_owner_task():
                 raise OwnerTaskError(self.name, "start")
-            if self._life.stops != stops:
-                await run.over_or_given_up()
-                raise ConnectionStoppedError(self.name)
             if run.gave_up:
+                if life.stops != stops:
+                    raise ConnectionStoppedError(self.name)
                 raise run.stop_timeout_error()
-            await run.changed()
-        if self._life.stops != stops:
+            if timeout is not None and run.has_passed(deadline):
+                raise run.start_timeout_error(timeout)
+            await run.changed(deadline)
+        if life.stops != stops:
             raise ConnectionStoppedError(self.name)
         if run is None:
-            run = self._begin()
-        elif run.state is ConnectionState.OPEN:
+            return await self._join(self._begin(is_kept=is_kept), timeout, deadline, keeps=is_kept)
+        if run.state is ConnectionState.OPEN:
             run.received = True
             return run.connection
-        elif run.surrounds_caller():
+        if run.surrounds_caller():
             raise OwnerTaskError(self.name, "start")
-        return await self._join(run)
+        return await self._join(run, timeout, deadline, keeps=False)
 
     def _alive_run(self, method: str) -> Run[T_co] | None:
         run = self._life.run
         if run is None or not run.is_alive:
             return None
         if not run.is_in_this_loop():
-            raise WrongEventLoopError(self.name, method)
+            raise WrongEventLoopError(self.name, f"{method}() was called")
         return run
 
-    def _begin(self) -> Run[T_co]:
+    def _begin(self, *, is_kept: bool) -> Run[T_co]:
         life = self._life
-        if life.is_lent:
-            raise RuntimeError(
-                f"{self.name}: cannot be started on its own because it is part of "
-                f"{life.borrower_name}; start that manager instead"
-            )
         start_timeout = checked_timeout("start_timeout", self.start_timeout)
-        life.run = Run(life, self.name, self.open_connection, start_timeout)
-        return life.run
+        with claiming:
+            if life.borrower is not None:
+                raise ManagerInUseError(
+                    self.name,
+                    f"cannot be started on its own because it is part of {life.borrower}; "
+                    "start that manager instead",
+                )
+            self._alive_run("start")  # raises if a thread with another event loop was faster
+            life.run = Run(life.key, self.name, self.open_connection, start_timeout, is_kept=is_kept)
+            return life.run
 
-    async def _join(self, run: Run[T_co]) -> T_co:
-        """Waits for an attempt to succeed or, if it fails, for its owner task to end."""
+    async def _join(
+        self, run: Run[T_co], timeout: float | None, deadline: float | None, *, keeps: bool
+    ) -> T_co:
+        """Waits for an attempt to succeed or, if it fails, for its owner task to end.
+
+        Args:
+            run: The attempt.
+            timeout: The caller's timeout.
+            deadline: The time at which it expires.
+            keeps: Whether this call keeps the connection open after the last block exits.
+        """
+        cancellation: BaseException | None = None
         run.starters += 1
         try:
-            while run.state is ConnectionState.OPENING:
-                await run.changed()
+            while run.state is ConnectionState.OPENING and not run.has_passed(deadline):
+                await run.changed(deadline)
             # Other tasks may have stopped or lost it since the wake-up, so check again.
             if run.state is ConnectionState.OPEN:
                 run.received = True
                 return run.connection
-            await run.over_or_given_up()
-        except anyio.get_cancelled_exc_class() as exc:
-            cancellation: BaseException = exc
-        else:
-            return run.raise_for_starter()
+            if run.state is not ConnectionState.OPENING:
+                await run.over_or_given_up(deadline)
+        except run.cancelled_type as exc:
+            cancellation = exc
         finally:
             run.starters -= 1
-        if run.starters == 0 and not run.received and not run.is_over:
+        if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:
+            if timeout is not None and cancellation is None:
+                run.expire(timeout)
             cancellation = await run.seen_through() or cancellation
+        elif keeps and self._life.blocks.need(cast("Run[object]", run)):
+            run.is_kept = False
         # Raised outside the handler, which would mistake a second, native cancellation for anyio's.
-        raise cancellation
+        if cancellation is not None:
+            raise cancellation
+        if timeout is None or run.is_over or run.gave_up:
+            run.raise_for_starter()
+        raise run.start_timeout_error(timeout)
 
     @final
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
@@ -277,9 +303,10 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         Args:
             timeout: Maximum time for closing, in seconds, before the owner task is cancelled. The
-                default is 30; 0 cancels it immediately, `None` never. If several calls are waiting,
-                the earliest deadline applies. After the owner task is cancelled, the call waits at
-                most 10 more seconds for it to end.
+                default is 30; 0 cancels it immediately, `None` never. In a child task of the
+                connection, 30 is the maximum, because closing may wait for that task. If several calls
+                are waiting, the earliest deadline applies. After the owner task is cancelled, the call
+                waits at most 10 more seconds for it to end.
 
         Raises:
             StopTimeoutError: The owner task is still running 10 seconds after it was cancelled.
@@ -303,12 +330,15 @@ class ConnectionManager(ABC, Generic[T_co]):
     async def _stop(self, run: Run[T_co], timeout: float | None) -> None:
         if run.state is ConnectionState.OPENING:
             timeout = 0
+        elif run.surrounds_caller():
+            # Closing may wait for the caller, so only its cancellation ends that wait.
+            timeout = STOP_TIMEOUT if timeout is None else min(timeout, STOP_TIMEOUT)
         run.close()
         try:
             await run.over(timeout)
             if not run.is_over:
                 await run.forced()
-        except anyio.get_cancelled_exc_class():
+        except run.cancelled_type:
             if run.surrounds_caller():
                 # Closing the connection cancels the caller itself. The timeout still applies.
                 run.force_within(timeout)
@@ -329,7 +359,7 @@ class ConnectionManager(ABC, Generic[T_co]):
             task_status: Receives the connection. A task group's `start()` passes it.
 
         Raises:
-            RuntimeError: The manager is already running.
+            ManagerInUseError: The manager is already running, or is part of another manager.
             ConnectionStoppedError: `stop()` was called while the connection was opening.
             ConnectionLostError: The connection was lost.
             BaseException: The exception raised while opening or closing the connection; see `start()`
@@ -339,44 +369,54 @@ class ConnectionManager(ABC, Generic[T_co]):
             Closes the connection as a cancelled `stop()` does. This does not count as a loss.
         """
         if self._alive_run("run") is not None:
-            raise RuntimeError(
-                f"{self.name}: run() requires a manager that is not running "
-                f"(state: {self.state.value}); call stop() first"
+            raise ManagerInUseError(
+                self.name,
+                f"run() requires a manager that is not running (state: {self.state.value}); "
+                "call stop() first",
             )
         connection = await self.start()
         run = cast("Run[T_co]", self._life.run)
-        try:
-            if task_status is not None:
+        if task_status is not None:
+            try:
                 task_status.started(connection)
+            except BaseException:
+                await self._stop(run, STOP_TIMEOUT)
+                raise
+        try:
             await run.over()
-        except anyio.get_cancelled_exc_class():
+        except run.cancelled_type:
             await run.forced_shielded()
             raise
-        finally:
-            if not run.is_over and not run.gave_up:
-                await self._stop(run, STOP_TIMEOUT)
         run.raise_exception()
 
     async def __aenter__(self) -> T_co:
         """Starts the manager and returns the connection; see `start()`.
 
-        If the connection is already open, the block uses it, and also closes it on exit.
-
-        Raises:
-            RuntimeError: Another `async with` block is using the manager.
+        Any number of `async with` blocks can use the manager at the same time. When the last one exits,
+        it stops the manager. A connection that `start()` or `run()` opened stays open until `stop()` is
+        called.
         """
-        self._check_not_entered()
-        connection = await self.start()
-        self._check_not_entered()  # another task may have been faster
-        entry = (anyio.get_current_task().id, cast("Run[T_co]", self._life.run))
-        self._life.entries.append(entry)
-        return connection
+        self._alive_run("start")
+        life = self._life
+        waiting = life.blocks.wait(current_event_loop())
+        try:
+            connection = await self._start(None, is_kept=False)
+        except (Exception, waiting.loop.cancelled_type) as exc:  # noqa: BLE001 - raised below
+            error: BaseException = exc
+        else:
+            life.blocks.enter(waiting, cast("Run[object]", life.run))
+            return connection
+        finally:
+            life.blocks.give_up(waiting)
+        # The last block may have exited in the meantime, and did not stop the run because of this one.
+        if life.run is not None and self._is_left(life.run):
+            error = await life.run.seen_through() or error
+        raise error
 
-    def _check_not_entered(self) -> None:
-        if any(run.is_alive for _, run in self._life.entries):
-            raise RuntimeError(
-                f"{self.name}: already in use by an `async with` block; exit that block first"
-            )
+    def _is_left(self, run: Run[T_co]) -> bool:
+        """Returns whether an alive run was opened by `async with` blocks that have all exited."""
+        blocks = self._life.blocks
+        return run.is_alive and not run.is_kept and blocks.have_finished(cast("Run[object]", run))
 
     async def __aexit__(
         self,
@@ -384,27 +424,23 @@ class ConnectionManager(ABC, Generic[T_co]):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stops the run that the block used, but no later run; see `stop()`.
+        """Exits a block. If it was the last one, stops the run that the blocks opened; see `stop()`.
 
-        Any task may exit the block. Closing may take 30 seconds before the owner task is cancelled.
+        Any task may exit the block. In a task that entered none, the exit counts for the block that
+        was entered first, preferably in a run that is over. Closing may take 30 seconds before the owner
+        task is cancelled.
 
         Raises:
             StopTimeoutError: The owner task is still running 10 seconds after it was cancelled.
             WrongEventLoopError: The manager is running in another event loop.
             OwnerTaskError: The caller is the owner task.
         """
-        entries = self._life.entries
-        alive = self._alive_run("stop")
-        if alive is not None and alive.is_owner_task():
+        run = self._alive_run("stop")
+        if run is not None and run.is_owner_task():
             raise OwnerTaskError(self.name, "stop")
-        if not entries:
-            return
-        # Prefer an entry of this task, then one of a run that is over: others may still be in use.
-        here = anyio.get_current_task().id
-        entry = min(entries, key=lambda entry: (entry[0] != here, entry[1].is_alive))
-        entries.remove(entry)
-        if alive is not None and entry[1] is alive:
-            await self._stop(alive, STOP_TIMEOUT)
+        belongs = self._life.blocks.exit(current_event_loop().current_task())
+        if belongs and run is not None and self._is_left(run):
+            await self._stop(run, STOP_TIMEOUT)
 
     async def wait_closed(self) -> None:
         """Waits until the current run ends, and raises its `exception`, if there is one.
@@ -433,13 +469,15 @@ class ConnectionManager(ABC, Generic[T_co]):
     def connection_lost(self, exc: BaseException | None = None) -> None:
         """Reports that the connection is dead: closes it and records the loss. For transport authors.
 
-        May be called from any thread, any number of times. If the connection is still being opened, the
-        loss takes effect when opening ends: `start()` raises the exception that `open_connection()`
-        raised, or else a `ConnectionLostError`. If closing takes more than 30 seconds, the owner task
-        is cancelled. If the manager is not running, the call does nothing.
+        May be called from any thread and from signal handlers, any number of times. If the connection is
+        still being opened, the attempt is cancelled: `start()` raises a `ConnectionLostError` with `exc`
+        as its cause. Without `exc`, it raises the exception that `open_connection()` raised, if any. If
+        closing takes more than 30 seconds, the owner task is cancelled. If the manager is not running,
+        the call does nothing.
 
-        A late call by a task or callback of a run that is over does not affect a later run. In a plain
-        thread, which does not inherit context variables, such a call applies to the current run.
+        A late call by a task or callback of a run that is over does not affect a later run, whether the
+        manager is used on its own or is part of another one. In a plain thread, which does not inherit
+        context variables, such a call applies to the current run.
 
         Args:
             exc: The reason, if one is known. It becomes the `__cause__` of the `ConnectionLostError`,
@@ -450,7 +488,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         if exc is not None and not isinstance(exc, BaseException):
             raise TypeError(f"exc must be an exception or None, not {type(exc).__name__}")
-        run = self._run_of_caller()
+        run = self._life.run_of_caller()
         if run is not None and run.is_alive:
             run.lose_from_any_thread(exc)
 
@@ -461,12 +499,7 @@ class ConnectionManager(ABC, Generic[T_co]):
             run.add_fact(fact)
 
     def _run_of_caller(self) -> Run[object] | None:
-        """Returns the run that the calling code is part of, or else the current or last run."""
-        life = self._life
-        if life.loan is not None and life.is_lent:
-            return life.loan[0]._run_of_caller()
-        around = [run for run in runs_around_caller() if run.life is life]
-        return around[-1] if around else cast("Run[object] | None", life.run)
+        return self._life.run_of_caller()
 
     @asynccontextmanager
     async def open_inner(self, manager: "ConnectionManager[T]") -> AsyncGenerator[T]:
@@ -481,21 +514,28 @@ class ConnectionManager(ABC, Generic[T_co]):
             manager: The inner manager.
 
         Raises:
-            RuntimeError: The inner manager is running, or is already part of another manager.
+            ManagerInUseError: The inner manager is running, or is already part of another manager.
         """
         life = manager._life
-        if life.is_lent:
-            raise RuntimeError(
-                f"{manager.name}: already part of {life.borrower_name}; "
-                "a manager can be part of only one other manager at a time"
-            )
-        if life.run is not None and life.run.is_alive:
-            raise RuntimeError(
-                f"{manager.name}: cannot become part of {self.name} while it is running "
-                f"(state: {manager.state.value}); call stop() first"
-            )
-        around = [run for run in runs_around_caller() if run.life is self._life]
-        life.loan = loan = (self, around[-1] if around else None)
+        own = self._life
+        runs = [run for run in runs_around_caller() if own.key in run.parts and run.is_alive]
+        run = runs[-1] if runs else None
+        with claiming:
+            if life.borrower is not None:
+                raise ManagerInUseError(
+                    manager.name,
+                    f"already part of {life.borrower}; "
+                    "a manager can be part of only one other manager at a time",
+                )
+            if life.run is not None and life.run.is_alive:
+                raise ManagerInUseError(
+                    manager.name,
+                    f"cannot become part of {self.name} while it is running "
+                    f"(state: {manager.state.value}); call stop() first",
+                )
+            life.loan = loan = Loan(self.name, run, current_event_loop())
+        if run is not None:
+            run.parts.add(life.key)
         try:
             async with checked(manager.open_connection()) as connection:
                 yield connection
@@ -504,32 +544,7 @@ class ConnectionManager(ABC, Generic[T_co]):
                 life.loan = None
 
 
-class _Life(Generic[T]):
-    """The private state of a manager: its current or last run, and who uses it.
-
-    Attributes:
-        run: The current or last run.
-        stops: The number of `stop()` calls. Each one ends all `start()` calls made before it.
-        entries: The task and the run of each `async with` block that has not exited yet.
-        loan: The manager that opened this one by `open_inner()`, and its run, if it has one.
-    """
-
-    def __init__(self) -> None:
-        self.run: Run[T] | None = None
-        self.stops = 0
-        self.entries: list[tuple[int, Run[T]]] = []
-        self.loan: tuple[ConnectionManager[object], Run[object] | None] | None = None
-
-    @property
-    def is_lent(self) -> bool:
-        """`True` if another manager uses this one, in a run whose event loop is not closed."""
-        return self.loan is not None and (self.loan[1] is None or self.loan[1].is_alive)
-
-    @property
-    def borrower_name(self) -> str:
-        """The name of the manager that uses this one."""
-        assert self.loan is not None
-        return self.loan[0].name
+_serial_numbers: Final = count(1)
 
 
 class _FactoryConnectionManager(ConnectionManager[T_co]):
@@ -538,9 +553,25 @@ class _FactoryConnectionManager(ConnectionManager[T_co]):
     ) -> None:
         if not callable(factory):
             raise TypeError(f"factory must be callable, not {type(factory).__name__}")
-        self._factory_name = str(getattr(factory, "__name__", type(factory).__name__))
+        self._factory_name = _name_of(factory)
         super().__init__(name=f"from_factory({self._factory_name})" if name is None else name)
         self._factory = factory
 
     def open_connection(self) -> AbstractAsyncContextManager[T_co]:
         return checked(self._factory(), self._factory_name)
+
+
+def _name_of(factory: object) -> str:
+    """Returns the name of a function. Other factories get a number, because many may look the same."""
+    function = factory
+    while isinstance(function, partial | MethodType):
+        function = cast("object", function.func if isinstance(function, partial) else function.__func__)
+    named = (
+        function if isinstance(function, FunctionType | BuiltinFunctionType | type) else type(function)
+    )
+    name = named.__name__
+    if isinstance(function, FunctionType) and name == "<lambda>":
+        name = f"<lambda> in {place(function.__code__, function.__code__.co_firstlineno)}"
+    elif named is factory:
+        return name
+    return f"{name} #{next(_serial_numbers)}"

@@ -1,0 +1,105 @@
+"""The `async with` blocks of a manager. The last block that exits stops the run.
+
+Each exit is matched with one entry: the newest that the same task made. Blocks may also be exited in
+another task. In a task without an entry, an exit is matched with the oldest entry, preferably in a run
+that is over. So a connection in use may close late, but never early.
+"""
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, ref
+
+if TYPE_CHECKING:
+    from ._backend import EventLoop
+    from ._owner import Run
+
+__all__ = ["Blocks"]
+
+
+class Blocks:
+    """The entries of the blocks that have not exited yet."""
+
+    def __init__(self) -> None:
+        self._waiting: set[Waiting] = set()
+        self._run: Run[object] | None = None
+        self._tasks: list[ref[object]] = []  # one entry each, in the current run, oldest first
+        self._has_exit = False  # in the current run
+        # Entries in runs that are over: the total, and the number per task, if the task still exists.
+        self._over = 0
+        self._over_by_task: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+
+    def wait(self, loop: "EventLoop") -> "Waiting":
+        """Counts a block from now on, before it has a connection."""
+        waiting = Waiting(loop)
+        self._waiting.add(waiting)
+        return waiting
+
+    def give_up(self, waiting: "Waiting") -> None:
+        """Discounts a block that does not get a connection."""
+        self._waiting.discard(waiting)
+
+    def enter(self, waiting: "Waiting", run: "Run[object]") -> None:
+        """Notes that a block has a connection."""
+        self._waiting.discard(waiting)
+        self._sort_out(run)
+        self._tasks.append(ref(run.current_task()))
+
+    def exit(self, task: object) -> bool:
+        """Removes the entry to which an exit in `task` belongs. Returns whether its run is alive."""
+        self._sort_out(self._run)
+        here = ref(task)
+        if here in self._tasks:
+            self._remove(len(self._tasks) - 1 - self._tasks[::-1].index(here))
+            return True
+        if task in self._over_by_task:
+            self._forget_one(task)
+        elif self._over > sum(self._over_by_task.values()):
+            self._over -= 1
+        elif self._over:
+            self._forget_one(next(iter(self._over_by_task)))
+        elif self._tasks:
+            self._remove(0)
+            return True
+        return False
+
+    def need(self, run: "Run[object]") -> bool:
+        """Returns whether a block uses the run, or waits to enter it."""
+        self._sort_out(self._run)
+        is_used = self._run is run and bool(self._tasks)
+        return is_used or any(run.is_in(waiting.loop) for waiting in self._waiting)
+
+    def have_finished(self, run: "Run[object]") -> bool:
+        """Returns whether blocks used the run, and all of them have exited."""
+        return not self.need(run) and self._run is run and self._has_exit
+
+    def _remove(self, index: int) -> None:
+        del self._tasks[index]
+        self._has_exit = True
+
+    def _sort_out(self, run: "Run[object] | None") -> None:
+        """Moves the entries of a run that is over, and makes `run` the current one."""
+        if self._run is not None and (self._run is not run or not self._run.is_alive):
+            for task in self._tasks:
+                self._over += 1
+                if (living := task()) is not None:
+                    self._over_by_task[living] = self._over_by_task.get(living, 0) + 1
+            self._tasks.clear()
+        if self._run is not run:
+            self._has_exit = False
+        self._run = run if run is not None and run.is_alive else None
+
+    def _forget_one(self, task: object) -> None:
+        self._over -= 1
+        self._over_by_task[task] -= 1
+        if not self._over_by_task[task]:
+            del self._over_by_task[task]
+
+
+class Waiting:
+    """A block that waits for its connection.
+
+    Attributes:
+        loop: The event loop in which it waits.
+    """
+
+    def __init__(self, loop: "EventLoop") -> None:
+        self.loop = loop

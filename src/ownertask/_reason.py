@@ -1,0 +1,90 @@
+"""The reason for a failure, as a text, from exceptions that may be of any class.
+
+All methods and attributes of an exception may be overridden, and may raise. So these functions use what
+`BaseException` itself defines, walk without recursion, and visit each exception only once.
+"""
+
+from typing import Any, Final, TypeGuard
+
+__all__ = ["exceptions_of", "is_group", "leaves", "reason"]
+
+# Any: descriptors. Looking up the attributes on the exception itself could call overridden methods.
+_cause: Final[Any] = BaseException.__dict__["__cause__"]
+_exceptions: Final[Any] = BaseExceptionGroup.__dict__["exceptions"]
+
+LEAVES_SHOWN: Final = 3
+"""The number of exceptions in a group whose texts are shown."""
+
+
+def is_group(error: BaseException) -> "TypeGuard[BaseExceptionGroup[BaseException]]":
+    """Returns whether `error` is an exception group. `isinstance()` could call an overridden method."""
+    return issubclass(type(error), BaseExceptionGroup)
+
+
+def exceptions_of(group: "BaseExceptionGroup[BaseException]") -> tuple[BaseException, ...]:
+    """Returns the exceptions that a group holds directly."""
+    exceptions: tuple[BaseException, ...] = _exceptions.__get__(group)
+    return exceptions
+
+
+def leaves(error: BaseException | None) -> list[BaseException]:
+    """Returns the exceptions in a group, at any depth, each once; or only the exception itself."""
+    found: list[BaseException] = []
+    seen: set[int] = set()
+    unseen = [] if error is None else [error]
+    while unseen:
+        this = unseen.pop()
+        if id(this) in seen:
+            continue
+        seen.add(id(this))
+        if is_group(this):
+            unseen.extend(reversed(exceptions_of(this)))
+        else:
+            found.append(this)
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """Returns the text of an exception, or of the exceptions in a group, in one line.
+
+    If an exception has no text, returns the text of its cause, or else the name of its type. Leaves out
+    user info and queries of URLs, which may be secret.
+    """
+    all_leaves = leaves(error)
+    texts = list(dict.fromkeys(_reason_of_leaf(this) for this in all_leaves[:LEAVES_SHOWN]))
+    if len(all_leaves) > LEAVES_SHOWN:
+        texts.append(f"and {len(all_leaves) - LEAVES_SHOWN} more")
+    return "; ".join(texts)
+
+
+def _reason_of_leaf(leaf: BaseException) -> str:
+    seen: set[int] = set()
+    error: BaseException | None = leaf
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = _text(error)
+        if text:
+            return _without_secrets(text)
+        cause: BaseException | None = _cause.__get__(error)
+        # Timeouts are raised from cancellations, which explain nothing.
+        error = leaves(cause)[0] if cause is not None and issubclass(type(cause), Exception) else None
+    return type(leaf).__name__
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = " ".join(line.strip() for line in str(error).splitlines()).strip()
+    except BaseException:  # noqa: BLE001 - a foreign method may raise anything
+        return ""
+    return f"KeyError: {text}" if type(error) is KeyError else text  # its own text is only the key
+
+
+def _without_secrets(text: str) -> str:
+    if "://" not in text:
+        return text
+    # Importing it takes a while, and most programs lose no connection.
+    import re
+
+    return re.sub(
+        r"([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#'\"<>]*)[^\s'\"<>]*", r"\1\2", text
+    )
