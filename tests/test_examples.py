@@ -54,6 +54,14 @@ def test_a_custom_transport_reports_a_lost_connection(backend):
 
 
 @backends
+def test_jobs_share_a_connection_that_the_last_one_closes(backend):
+    lines = run("examples/sharing.py", backend).splitlines()
+    ends = [line for line in lines if line.startswith("job")]
+    assert sorted(set(lines) - set(ends)) == ["1 + 1 = 2", "2 + 2 = 4", "3 + 3 = 6"]
+    assert [line.rpartition(" ")[2] for line in ends] == ["open", "open", "closed"]
+
+
+@backends
 def test_a_lost_connection_is_opened_again(backend):
     printed = run("examples/noticing_a_loss.py", backend).splitlines()
     assert printed.count("connection lost: the server closed its stdout") == 2

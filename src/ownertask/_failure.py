@@ -80,6 +80,10 @@ class Failure:
         """`True` if the exception says that the run lost its connection."""
         return self._is_ours and isinstance(self.exception, ConnectionLostError)
 
+    def has_cause(self, error: BaseException) -> bool:
+        """Returns whether ownertask created the exception, with `error` as its cause."""
+        return self._is_ours and self.exception.__cause__ is error
+
     def raise_(self) -> NoReturn:
         """Raises the exception, or a copy of it if ownertask created it."""
         if self._is_ours:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cache
-from inspect import isasyncgen, iscoroutine
+from inspect import CO_COROUTINE, currentframe, isasyncgen, iscoroutine
 from math import inf
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
@@ -123,6 +123,17 @@ def _event_loop_finder() -> "Callable[[], EventLoop]":
     from ._backend import current_event_loop
 
     return current_event_loop
+
+
+def _interrupts_decision() -> bool:
+    """Returns whether the caller is a signal handler that interrupted a synchronous function above."""
+    frame = currentframe()
+    frame = None if frame is None or frame.f_back is None else frame.f_back.f_back  # our caller's caller
+    while frame is not None:
+        if frame.f_globals is globals() and not frame.f_code.co_flags & CO_COROUTINE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def current_event_loop() -> "EventLoop":
@@ -282,6 +293,14 @@ class Run(Generic[T]):
         """Names the owner task and where it is waiting."""
         return f"the task {self.task_name!r} is waiting {waiting_place(self._coroutine)}"
 
+    def received_connection(self) -> tuple[T] | None:
+        """Returns the connection for a `start()` call, in a tuple, if it is open."""
+        state, connection, _ = self._status  # read once: a signal handler may report a loss at any time
+        if state is not OPEN:
+            return None
+        self.received = True
+        return (cast("T", connection),)
+
     def is_in_this_loop(self) -> bool:
         """Returns whether the caller is running in the event loop of this run."""
         return self._loop.is_current()
@@ -402,7 +421,7 @@ class Run(Generic[T]):
 
     def lose_from_any_thread(self, cause: BaseException | None) -> None:
         """Calls `lose()`: immediately in the event loop of the run, otherwise soon."""
-        if self.is_in_this_loop():
+        if self.is_in_this_loop() and not _interrupts_decision():
             self.lose(cause)
             # A signal handler runs while the loop waits for I/O. Only this ends that wait.
             self._loop.call_soon_threadsafe(lambda: None)
@@ -546,17 +565,17 @@ class Run(Generic[T]):
         self._open_connection = self._task = self._owner = None
         self._move(CLOSED if failure is None else FAILED, failure=failure)
         # The outcome is final. The code below only adds notes and logs, and may fail.
-        is_loss = failure is not None and failure.is_loss
         if failure is not None:
             for fact in self._facts:
                 add_note(failure.exception, fact)
-        if error is not None:
-            is_cause = is_loss and (reported is None or reported is error)
+        if error is not None and failure is not None:
+            is_cause = failure.has_cause(error)
             phase = "opening" if not self._was_open else "open" if is_cause else "closing"
             add_note(error, f"ownertask: raised by {self.name} while {phase}")
-            if self._was_open and not is_cause:
+            is_raised = failure.exception is error and not self._was_open and not self._stopped
+            if not is_cause and not is_raised:
                 log(WARNING, "%s: error while closing", self.name, exc_info=error)
-        if failure is not None and is_loss:
+        if failure is not None and failure.is_loss:
             if reported is not None and reported is not error:
                 phase = "open" if self._was_open else "opening"
                 add_note(reported, f"ownertask: raised by {self.name} while {phase}")

@@ -222,9 +222,8 @@ class ConnectionManager(ABC, Generic[T_co]):
             raise ConnectionStoppedError(self.name)
         if run is None:
             return await self._join(self._begin(is_kept=is_kept), timeout, deadline, keeps=is_kept)
-        if run.state is ConnectionState.OPEN:
-            run.received = True
-            return run.connection
+        if (received := run.received_connection()) is not None:
+            return received[0]
         if run.surrounds_caller():
             raise OwnerTaskError(self.name, "start")
         return await self._join(run, timeout, deadline, keeps=False)
@@ -268,9 +267,8 @@ class ConnectionManager(ABC, Generic[T_co]):
             while run.state is ConnectionState.OPENING and not run.has_passed(deadline):
                 await run.changed(deadline)
             # Other tasks may have stopped or lost it since the wake-up, so check again.
-            if run.state is ConnectionState.OPEN:
-                run.received = True
-                return run.connection
+            if (received := run.received_connection()) is not None:
+                return received[0]
             if run.state is not ConnectionState.OPENING:
                 await run.over_or_given_up(deadline)
         except run.cancelled_type as exc:
