@@ -13,7 +13,7 @@ Use a `Run` only in its own event loop. Its properties may be read in any thread
 """
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar, copy_context
 from functools import cache
 from inspect import CO_COROUTINE, currentframe, isasyncgen, iscoroutine
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, NoReturn, TypeVar,
 
 from ._call_stack import waiting_place
 from ._failure import Failure, add_note, leaf
+from ._log import DEBUG, ERROR, WARNING, log
 from .errors import (
     ConnectionLostError,
     ConnectionStoppedError,
@@ -33,18 +34,11 @@ from .errors import (
 from .state import TRANSITIONS, ConnectionState
 
 if TYPE_CHECKING:
-    from logging import Logger
-
     from ._backend import EventLoop, Timer
 
 __all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "checked", "current_event_loop", "runs_around_caller"]
 
 T = TypeVar("T")
-
-DEBUG: Final = 10
-WARNING: Final = 30
-ERROR: Final = 40
-"""The levels of `logging`, without importing it."""
 
 STOP_TIMEOUT: Final = 30.0
 """Default time, in seconds, that closing may take before the owner task is cancelled."""
@@ -89,35 +83,9 @@ def checked(
     raise TypeError(f"{function}() must return an async context manager, not {kind}{hint}")
 
 
-# Importing ownertask must not import asyncio or logging, which take at least as long as the rest of it.
-# So these functions import them when a run begins. They are cached, because executing the import
-# statement each time would add three percent to a start and a stop.
-
-
-@cache
-def _logger() -> "Logger":
-    from logging import getLogger
-
-    return getLogger("ownertask")
-
-
-def log(level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
-    """Logs a message. If a filter or a handler of the application raises, prints that to stderr."""
-    if not _logger().isEnabledFor(level):
-        return
-    try:
-        _logger().log(level, message, *args, exc_info=exc_info)
-    except KeyboardInterrupt:  # the user's, not the handler's
-        raise
-    except BaseException:  # noqa: BLE001 - it must not affect the connection
-        import traceback  # rarely needed
-
-        with suppress(
-            Exception
-        ):  # on Python 3.11, an exception with an odd __getattr__ cannot be printed
-            traceback.print_exc()
-
-
+# Importing ownertask must not import asyncio or trio, which takes longer than importing the rest of it.
+# So this is imported when a run begins. The function is cached, because executing the import statement
+# each time is slow.
 @cache
 def _event_loop_finder() -> "Callable[[], EventLoop]":
     from ._backend import current_event_loop
@@ -126,7 +94,10 @@ def _event_loop_finder() -> "Callable[[], EventLoop]":
 
 
 def _interrupts_decision() -> bool:
-    """Returns whether the caller is a signal handler that interrupted a synchronous function above."""
+    """Returns whether the caller is a signal handler that interrupted a synchronous function above.
+
+    While the owner task waits, only its coroutines are on the stack.
+    """
     frame = currentframe()
     frame = None if frame is None or frame.f_back is None else frame.f_back.f_back  # our caller's caller
     while frame is not None:
@@ -197,7 +168,7 @@ class Run(Generic[T]):
         self.starters = 0
         self.received = False
         self.gave_up = False
-        self._status: Status[T] = Status(NEW)
+        self._status: Status[T] = Status(OPENING)
         self._open_connection: Callable[[], AbstractAsyncContextManager[T]] | None = open_connection
         self._loop = current_event_loop()
         self.cancelled_type = self._loop.cancelled_type
@@ -226,7 +197,6 @@ class Run(Generic[T]):
         )
         if start_timeout is not None:
             self._set_timer(start_timeout, lambda: self.expire(start_timeout))
-        self._move(OPENING)
 
     # Queries. The properties may be read in any thread.
 
@@ -373,6 +343,10 @@ class Run(Generic[T]):
         return cancellation
 
     # Commands. None of them awaits, because each is one decision.
+
+    def log_opening(self) -> None:
+        """Logs the first change of state. The constructor must not run an application's log handlers."""
+        log(DEBUG, "%s: %s -> %s", self.name, NEW.value, OPENING.value)
 
     def close(self) -> None:
         """Begins to close the connection, or cancels the attempt to open it."""

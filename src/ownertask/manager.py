@@ -247,8 +247,11 @@ class ConnectionManager(ABC, Generic[T_co]):
                     "start that manager instead",
                 )
             self._alive_run("start")  # raises if a thread with another event loop was faster
-            life.run = Run(life.key, self.name, self.open_connection, start_timeout, is_kept=is_kept)
-            return life.run
+            life.run = run = Run(
+                life.key, self.name, self.open_connection, start_timeout, is_kept=is_kept
+            )
+        run.log_opening()
+        return run
 
     async def _join(
         self, run: Run[T_co], timeout: float | None, deadline: float | None, *, keeps: bool
