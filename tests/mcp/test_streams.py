@@ -1,5 +1,7 @@
 """Tests for watched streams, which report their end and otherwise act like the SDK's streams."""
 
+import copy
+
 import anyio
 import pytest
 
@@ -85,6 +87,94 @@ async def test_other_attributes_of_the_stream_are_available():
     assert reader.statistics().current_buffer_used == 1
     assert reader.receive_nowait() == 1
     await reader.aclose()
+
+
+async def read_by_iterating(reader):
+    return [item async for item in reader]
+
+
+async def read_by_receive(reader):
+    items = []
+    with pytest.raises(anyio.EndOfStream):
+        while True:
+            items.append(await reader.receive())
+    return items
+
+
+async def read_by_receive_nowait(reader):
+    items = []
+    with pytest.raises(anyio.EndOfStream):
+        while True:
+            items.append(reader.receive_nowait())
+    return items
+
+
+@pytest.mark.parametrize("read", [read_by_iterating, read_by_receive, read_by_receive_nowait])
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        lambda reader: reader,
+        lambda reader: reader.clone(),
+        copy.copy,
+        lambda reader: reader.clone().clone(),
+        lambda reader: copy.copy(reader.clone()),
+        lambda reader: copy.copy(reader).clone(),
+    ],
+    ids=["itself", "clone", "copy", "clone of a clone", "copy of a clone", "clone of a copy"],
+)
+# The copy of a memory stream counts as a stream of its own that nobody has closed.
+@pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_F16_callbacks_are_called_whichever_way_the_stream_is_read(duplicate, read):
+    told = []
+    error = ValueError("no message")
+    original, _ = watched((stream_of(1, error, 2), None), lambda: told.append("end"), told.append)
+    reader = duplicate(original)
+    assert await read(reader) == [1, error, 2]
+    assert told == [error, "end"]
+    reader.close()
+    original.close()
+
+
+async def test_F16_a_clone_is_closed_on_its_own_as_a_clone_of_the_stream_itself():
+    ends = Ends()
+    sender, receiver = anyio.create_memory_object_stream(1)
+    original, _ = watched((receiver, None), ends)
+    with sender, original:
+        with original.clone() as clone:
+            assert original.statistics().open_receive_streams == 2
+            sender.send_nowait(1)
+            assert clone.receive_nowait() == 1
+            with pytest.raises(anyio.WouldBlock):
+                clone.receive_nowait()
+        with pytest.raises(anyio.ClosedResourceError):
+            clone.receive_nowait()
+        with pytest.raises(anyio.ClosedResourceError):
+            clone.clone()
+        assert original.statistics().open_receive_streams == 1
+        sender.send_nowait(2)
+        assert await original.receive() == 2
+    assert ends.count == 0
+    with pytest.raises(anyio.ClosedResourceError):
+        original.receive_nowait()
+
+
+async def test_F16_a_watched_stream_has_no_method_that_the_stream_lacks_and_can_be_copied_all_the_same():
+    class Stream:
+        async def receive(self):
+            raise anyio.EndOfStream
+
+        async def aclose(self):
+            pass
+
+    ends = Ends()
+    reader, _ = watched((Stream(), None), ends)
+    for name in ("receive_nowait", "clone", "close", "statistics", "__deepcopy__", "__setstate__", "_x"):
+        assert not hasattr(reader, name)
+    duplicate = copy.copy(reader)
+    assert not hasattr(duplicate, "clone")
+    assert [item async for item in duplicate] == []
+    assert ends.count == 1
 
 
 async def test_a_fact_is_added_once_as_a_note_to_the_error_of_its_run():

@@ -5,8 +5,10 @@ stream detects this, so no extra task watches the connection and no message is c
 """
 
 from collections.abc import Callable
+from copy import copy
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from anyio import EndOfStream
 from typing_extensions import TypeAliasType
@@ -41,6 +43,8 @@ def watched(
 
 
 class _WatchedReadStream:
+    """Acts as the stream that it wraps. Each way to read it calls back."""
+
     def __init__(
         self,
         stream: "ReadStream[SessionMessage | Exception]",
@@ -94,7 +98,51 @@ class _WatchedReadStream:
     ) -> None:
         await self._stream.aclose()
 
+    # Memory streams also have methods that the SDK's protocol does not require. `with` looks up its
+    # methods in the class.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        cast("Callable[[], object]", self.close)()
+
+    def __copy__(self) -> "_WatchedReadStream":
+        return self._rewatched(copy(self._stream))
+
+    def _rewatched(self, stream: "ReadStream[SessionMessage | Exception]") -> "_WatchedReadStream":
+        return _WatchedReadStream(stream, self._on_end, self._on_exception)
+
+    def _receive_nowait(
+        self, receive_nowait: "Callable[[], SessionMessage | Exception]"
+    ) -> "SessionMessage | Exception":
+        try:
+            item = receive_nowait()
+        except EndOfStream:
+            self._on_end()
+            raise
+        if isinstance(item, Exception):
+            self._on_exception(item)
+        return item
+
+    def _clone(
+        self, clone: "Callable[[], ReadStream[SessionMessage | Exception]]"
+    ) -> "_WatchedReadStream":
+        return self._rewatched(clone())
+
     # The SDK looks up `last_context`, which carries a caller's context variables to its request.
-    # Memory streams also have methods that the SDK's protocol does not require.
     def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+        if name == "_stream" or (name.startswith("__") and name.endswith("__")):
+            # Python looks for special methods while it copies, before this object has a stream.
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        attribute = getattr(self._stream, name)
+        if name == "receive_nowait":
+            return partial(self._receive_nowait, attribute)
+        if name == "clone":
+            return partial(self._clone, attribute)
+        return attribute
