@@ -1,6 +1,8 @@
 """Tests for sessions on real servers, and for the errors if a session cannot be opened."""
 
+import copy
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import mcp
 import pytest
 from conftest import resources
 from mcp import StdioServerParameters
+from memory_server import memory_transport
 from servers import MUTE, SDK, TINY, python_server
 
 from ownertask import ConnectionLostError, ConnectionManager, ConnectionState, StartTimeoutError
@@ -453,3 +456,52 @@ async def test_the_transport_cannot_be_started_while_its_session_is_open():
         assert transport.state is ConnectionState.NEW
         with pytest.raises(RuntimeError, match="part of SessionConnectionManager"):
             await transport.start()
+
+
+class SlottedSessionManager(SessionConnectionManager):
+    __slots__ = ("label",)
+
+
+class SlottedClientManager(ClientConnectionManager):
+    __slots__ = ("label",)
+
+
+SLOTTED = {
+    SessionConnectionManager: SlottedSessionManager,
+    ClientConnectionManager: SlottedClientManager,
+}
+
+
+def pickled(manager):
+    return pickle.loads(pickle.dumps(manager))
+
+
+@kinds
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
+@pytest.mark.parametrize("transport", ["parameters", "a factory", "slots"])
+@pytest.mark.within(20)
+async def test_F25_a_copy_of_an_open_manager_works_without_the_original(kind, duplicate, transport):
+    if transport == "slots":
+        kind = SLOTTED[kind]
+    manager = kind(
+        ConnectionManager.from_factory(memory_transport) if transport == "a factory" else TINY,
+        name="tiny",
+    )
+    if transport == "slots":
+        manager.label = "a"
+    async with manager:
+        copied = duplicate(manager)
+        assert getattr(copied, "label", None) == getattr(manager, "label", None)
+        assert copied.state is ConnectionState.NEW
+        async with copied as session:
+            await session.list_tools()
+            again = duplicate(copied)
+            async with again as third:
+                await third.list_tools()
+        assert copied.state is ConnectionState.CLOSED
+        await manager.connection.list_tools()
+    async with copied as session:  # while the original is not open
+        await session.list_tools()
+    assert copied.transport is not manager.transport
+    assert copied.name == manager.name
+    assert copied.options == manager.options

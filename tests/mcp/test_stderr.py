@@ -2,6 +2,7 @@
 
 import io
 import sys
+from copy import copy
 
 import anyio
 import pytest
@@ -43,6 +44,7 @@ async def test_stderr_arrives_as_it_is_written_in_any_object_with_a_write_method
     async with manager:
         await log.seen("hello\n")
         assert manager.stderr_tail == "hello\n"
+        assert copy(manager).stderr_tail == ""  # the output belongs to the server of the original
     assert manager.stderr_tail == "hello\n"
 
 

@@ -6,9 +6,10 @@ must also be exited in the task that entered it.
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from mcp import ClientSession, StdioServerParameters
@@ -17,6 +18,7 @@ from typing_extensions import Unpack, override
 from .._arguments import checked_timeout
 from ..manager import ConnectionManager
 from . import _sdk
+from ._copying import attributes_in
 from ._http import checked_url, shown_url
 from .stdio import StdioConnectionManager
 from .streamable_http import StreamableHttpConnectionManager
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["ClientConnectionManager", "ClientOptions", "SessionConnectionManager", "SessionOptions"]
+
+T_co = TypeVar("T_co", covariant=True)
 
 START_TIMEOUT: Final = 60.0
 """Seconds for opening the transport and completing the handshake. The SDK itself waits forever."""
@@ -78,7 +82,32 @@ class ClientOptions(_CommonOptions, total=False):
     cache: "CacheConfig | None"
 
 
-class SessionConnectionManager(ConnectionManager[ClientSession]):
+class _OnTransport(ConnectionManager[T_co]):
+    """A manager that opens a transport, and a session of the SDK on it."""
+
+    transport: ConnectionManager[TransportStreams]
+
+    def __init__(
+        self,
+        transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
+        *,
+        name: str | None,
+        start_timeout: float | None,
+    ) -> None:
+        self.transport = _as_transport(transport)
+        default_name = f"{type(self).__name__} on {self.transport.name}"
+        super().__init__(name=default_name if name is None else name)
+        self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
+
+    # A transport can be part of only one manager at a time, so a copy of a manager has a copy of it.
+    @override
+    def __getstate__(self) -> object:
+        state = super().__getstate__()
+        attributes_in(state)["transport"] = copy(self.transport)
+        return state
+
+
+class SessionConnectionManager(_OnTransport[ClientSession]):
     """Opens a transport and an SDK session on it; `start()` returns the initialized session."""
 
     def __init__(
@@ -106,10 +135,7 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
             ValueError: `start_timeout` is negative or NaN, or `transport` is neither a valid HTTP URL
                 nor valid server parameters.
         """
-        self.transport: ConnectionManager[TransportStreams] = _as_transport(transport)
-        default_name = f"{type(self).__name__} on {self.transport.name}"
-        super().__init__(name=default_name if name is None else name)
-        self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
+        super().__init__(transport, name=name, start_timeout=start_timeout)
         _sdk.check_options(ClientSession, options)
         self.options: SessionOptions = options
 
@@ -124,7 +150,7 @@ class SessionConnectionManager(ConnectionManager[ClientSession]):
             yield session
 
 
-class ClientConnectionManager(ConnectionManager["Client"]):
+class ClientConnectionManager(_OnTransport["Client"]):
     """Opens a transport and the SDK's `Client` on it; `start()` returns the connected client.
 
     Requires mcp 2.x. By default, the client negotiates the protocol version with the server
@@ -157,10 +183,7 @@ class ClientConnectionManager(ConnectionManager["Client"]):
                 valid server parameters, or the SDK rejects an option's value.
         """
         client_type = _sdk.client_type()
-        self.transport: ConnectionManager[TransportStreams] = _as_transport(transport)
-        default_name = f"{type(self).__name__} on {self.transport.name}"
-        super().__init__(name=default_name if name is None else name)
-        self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
+        super().__init__(transport, name=name, start_timeout=start_timeout)
         _sdk.check_options(client_type, options)
         cache = options.get("cache")
         if cache is not None and cache.target_id is None and isinstance(transport, str):

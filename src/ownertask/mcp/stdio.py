@@ -14,6 +14,7 @@ from typing_extensions import override
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
+from ._copying import attributes_in
 from ._stderr import ErrorLog, StderrTail, piped_stderr
 from .streams import TransportStreams, watched
 
@@ -101,6 +102,12 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         Always empty on Windows.
         """
         return str(self._stderr_tail)
+
+    @override
+    def __getstate__(self) -> object:
+        state = super().__getstate__()
+        attributes_in(state)["_stderr_tail"] = StderrTail()
+        return state
 
     @override
     @asynccontextmanager

@@ -1,0 +1,95 @@
+"""A server in this process, behind memory streams. The test decides what it does, and when."""
+
+import json
+from contextlib import asynccontextmanager
+
+import anyio
+
+from ownertask.mcp import _sdk
+
+
+class MemoryServer:
+    """Answers the handshake and `tools/list`. The test answers all other requests.
+
+    Attributes:
+        read_stream: The client's read stream of the last connection.
+        write_stream: The client's write stream of the last connection.
+        opened: How often the transport was opened.
+    """
+
+    def __init__(self, values=2):
+        self.values = values
+        self.opened = 0
+        self._requests, self._next_request = anyio.create_memory_object_stream(100)
+
+    @asynccontextmanager
+    async def __call__(self):
+        """The transport, as the SDK's: it ends nothing but its streams, and reports nothing."""
+        self.opened += 1
+        self._to_client, self.read_stream = anyio.create_memory_object_stream(10)
+        self.write_stream, from_client = anyio.create_memory_object_stream(10)
+        with self._to_client, self.read_stream, self.write_stream, from_client:
+            async with anyio.create_task_group() as task_group:
+                self._task_group = task_group
+                task_group.start_soon(self._serve, from_client)
+                yield (self.read_stream, self.write_stream, lambda: None)[: self.values]
+                task_group.cancel_scope.cancel()
+
+    async def _serve(self, from_client):
+        async for message in from_client:
+            request = json.loads(_sdk.message_to_json(message))
+            method = request["method"]
+            if method == "initialize":
+                self.answer(
+                    request,
+                    protocolVersion=request["params"]["protocolVersion"],
+                    capabilities={"tools": {}},
+                    serverInfo={"name": "memory", "version": "1"},
+                )
+            elif method == "server/discover":
+                self.put({"id": request["id"], "error": {"code": -32601, "message": "unknown"}})
+            elif method == "tools/list":
+                self.answer(request, tools=[])
+            elif "id" in request:
+                self._requests.send_nowait(request)
+
+    async def next_request(self):
+        """Waits for the next request that the test must answer."""
+        return await self._next_request.receive()
+
+    def answer(self, request, **result):
+        self.put({"id": request["id"], "result": result})
+
+    def put(self, message):
+        """Sends a JSON-RPC message, or puts an exception or another object into the read stream."""
+        if isinstance(message, dict):
+            message = _sdk.message_from_json(json.dumps({"jsonrpc": "2.0", **message}))
+        self._to_client.send_nowait(message)
+
+    def end(self):
+        """Ends the read stream, as the SDK's transports do when the server dies."""
+        self._to_client.close()
+
+    def crash(self, error):
+        """Ends the transport with an exception in one of its tasks."""
+
+        async def work():
+            with self._to_client:
+                raise error
+
+        self._task_group.start_soon(work)
+
+    def close(self):
+        self._requests.close()
+        self._next_request.close()
+
+
+@asynccontextmanager
+async def memory_transport():
+    """The transport of a server that needs no test to answer."""
+    server = MemoryServer()
+    try:
+        async with server() as streams:
+            yield streams
+    finally:
+        server.close()
