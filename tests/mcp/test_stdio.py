@@ -1,5 +1,6 @@
 """Tests for stdio servers: starting and stopping them, and reporting their errors."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -52,8 +53,6 @@ async def test_C4_a_server_that_ignores_eof_and_sigterm_is_gone_when_stop_return
 @pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.within(20)
 async def test_P7_a_native_cancel_of_the_owner_task_leaves_no_process(times):
-    import asyncio
-
     manager = StdioConnectionManager(STUBBORN)
     before = processes()
     await manager.start()
@@ -335,3 +334,51 @@ async def test_killing_a_server_that_already_exited_is_not_an_error(monkeypatch)
     with pytest.raises(ExceptionGroup):  # the same error from the user's code still propagates
         async with manager.open_connection():
             os.kill(2**22 + 1, signal.SIGCONT)
+
+
+def loop_without_subprocesses(base, error=NotImplementedError):
+    class LoopWithoutSubprocesses(base):
+        async def subprocess_exec(self, *args, **options):
+            raise error
+
+    return LoopWithoutSubprocesses
+
+
+@pytest.mark.parametrize("kind", [StdioConnectionManager, SessionConnectionManager])
+@pytest.mark.parametrize("error", [NotImplementedError, NotImplementedError("by the loop")])
+@pytest.mark.parametrize("eager", [False, True])
+@only_posix  # on Windows, mcp 1.x then starts the server without the event loop
+# If starting a server fails with an error that is not an OSError, mcp 1.x does not close its streams.
+@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_F24_an_event_loop_that_cannot_start_subprocesses_is_named_in_the_error(kind, error, eager):
+    if eager and sys.version_info < (3, 12):
+        pytest.skip("Python 3.11 has no eager tasks")
+    server = python_server("s3cret")
+    server.env = {"TOKEN": "s3cret"}
+    manager = kind(server)
+    caught = []
+
+    async def main():
+        for _ in range(2):
+            with pytest.raises(NotImplementedError) as info:
+                await manager.start()
+            caught.append(info.value)
+
+    def loop_factory():
+        loop = loop_without_subprocesses(asyncio.SelectorEventLoop, error)()
+        if eager:
+            loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    anyio.run(main, backend_options={"loop_factory": loop_factory})
+    for exc in caught:
+        assert str(exc) == (
+            f"the event loop {__name__}.loop_without_subprocesses.<locals>.LoopWithoutSubprocesses "
+            "cannot start subprocesses; use asyncio's default event loop (on Windows, a "
+            "ProactorEventLoop), uvloop or trio"
+        )
+        assert isinstance(exc.__cause__, NotImplementedError)
+        assert exc.__notes__ == [f"ownertask: raised by {manager.name} while opening"]
+        assert "s3cret" not in repr(exc)
+    assert manager.state is ConnectionState.FAILED

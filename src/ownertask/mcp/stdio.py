@@ -6,8 +6,10 @@ Runs the SDK's `stdio_client` in an owner task.
 import io
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TextIO
 
+from anyio.lowlevel import current_token
 from mcp import StdioServerParameters
 from typing_extensions import override
 
@@ -121,7 +123,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         try:
             async with (
                 piped_stderr(self.name, errlog, tail) as stderr,
-                _sdk.stdio_streams(server_params, stderr) as streams,
+                _started(server_params, stderr) as streams,
             ):
                 yield watched(streams, self._lose)
         finally:
@@ -140,3 +142,20 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         It is also `None` if a session manager opened this transport.
         """
         return self.connection if self.state is ConnectionState.OPEN else None
+
+
+@asynccontextmanager
+async def _started(
+    server_params: StdioServerParameters, stderr: TextIO
+) -> AsyncGenerator[TransportStreams]:
+    """Runs the SDK's transport, and explains the error of an event loop without subprocesses."""
+    async with AsyncExitStack() as stack:
+        try:
+            streams = await stack.enter_async_context(_sdk.stdio_streams(server_params, stderr))
+        except NotImplementedError as error:
+            loop = type(current_token().native_token)
+            raise NotImplementedError(
+                f"the event loop {loop.__module__}.{loop.__qualname__} cannot start subprocesses; use "
+                "asyncio's default event loop (on Windows, a ProactorEventLoop), uvloop or trio"
+            ) from error
+        yield streams
