@@ -15,10 +15,12 @@ class MemoryServer:
         read_stream: The client's read stream of the last connection.
         write_stream: The client's write stream of the last connection.
         opened: How often the transport was opened.
+        handshake_fails: Whether the server responds to the handshake with an error.
     """
 
     def __init__(self, values=2):
         self.values = values
+        self.handshake_fails = False
         self.opened = 0
         self._requests, self._next_request = anyio.create_memory_object_stream(100)
 
@@ -39,7 +41,9 @@ class MemoryServer:
         async for message in from_client:
             request = json.loads(_sdk.message_to_json(message))
             method = request["method"]
-            if method == "initialize":
+            if method in {"initialize", "server/discover"} and self.handshake_fails:
+                self.put({"id": request["id"], "error": {"code": -32000, "message": "not today"}})
+            elif method == "initialize":
                 self.answer(
                     request,
                     protocolVersion=request["params"]["protocolVersion"],

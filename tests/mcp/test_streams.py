@@ -177,6 +177,61 @@ async def test_F16_a_watched_stream_has_no_method_that_the_stream_lacks_and_can_
     assert ends.count == 1
 
 
+@pytest.mark.parametrize("read", [read_by_iterating, read_by_receive, read_by_receive_nowait])
+async def test_F21_a_stream_that_is_watched_twice_calls_back_to_both_without_another_layer(read):
+    told = []
+    error = ValueError("no message")
+    inner, writer = watched(
+        (stream_of(1, error), "writer"), lambda: told.append("first"), lambda _: told.append(1)
+    )
+    outer, same_writer = watched(
+        (inner, writer), lambda: told.append("second"), lambda _: told.append(2), told.append
+    )
+    assert same_writer == "writer"
+    assert outer._stream is inner._stream
+    assert await read(outer) == [1, error]
+    assert told == [1, 2, "first", "second"]
+    await outer.aclose()
+    assert told == [1, 2, "first", "second"]  # a reader that reached the end does not leave early
+
+
+@pytest.mark.parametrize("failure", [None, anyio.EndOfStream, anyio.ClosedResourceError])
+@pytest.mark.parametrize("way", ["aclose", "close", "async with", "with", "async with an error"])
+async def test_H6_leaving_a_stream_calls_on_left_unless_the_reader_reached_the_end(failure, way):
+    told = []
+    sender, receiver = anyio.create_memory_object_stream(1)
+    with sender:
+        reader, _ = watched((receiver, None), Ends(), on_left=lambda *left: told.append(left))
+        with pytest.raises(anyio.WouldBlock):
+            reader.receive_nowait()
+        if failure is not None:
+            (sender if failure is anyio.EndOfStream else receiver).close()
+            with pytest.raises(failure):
+                await reader.receive()
+        clone = None if failure is anyio.ClosedResourceError else reader.clone()
+        error = None
+        if way == "aclose":
+            await reader.aclose()
+        elif way == "close":
+            reader.close()
+        elif way == "with":
+            with reader:
+                pass
+        elif way == "async with":
+            async with reader:
+                pass
+        else:
+            error = LookupError("a bug")
+            with pytest.raises(LookupError):
+                async with reader:
+                    raise error
+        expected = [] if failure is anyio.EndOfStream else [(error, failure)]
+        assert told == expected
+        if clone is not None:
+            clone.close()
+        assert told == expected
+
+
 async def test_a_fact_is_added_once_as_a_note_to_the_error_of_its_run():
     class Knowing(ConnectionManager[int]):
         def open_connection(self):

@@ -5,7 +5,7 @@ The types come from 2.x, which ownertask is type-checked against.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import CONNECTION_CLOSED, ErrorData, JSONRPCError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
 
     import httpx2 as http
     from mcp import Client
@@ -86,9 +86,13 @@ def check_options(target: Callable[..., object], options: Iterable[str]) -> None
 @asynccontextmanager
 # Any: the types depend on the installed SDK. check_options() has checked the names.
 async def open_session(
-    streams: "TransportStreams", options: Mapping[str, Any]
+    streams: "TransportStreams",
+    options: Mapping[str, Any],
+    on_crash: Callable[[Exception], object],
 ) -> "AsyncGenerator[ClientSession]":
     """Opens a `ClientSession`. On exit, its pending calls fail.
+
+    If the receive loop of 1.x ends with an exception, the SDK only logs it, and `on_crash` is called.
 
     1.x accepts durations only as a `timedelta`, 2.x only as seconds. On exit from a session, 1.x
     leaves its pending calls waiting forever.
@@ -100,12 +104,45 @@ async def open_session(
     if seconds is not None:
         converted["read_timeout_seconds"] = seconds if HAS_CLIENT else timedelta(seconds=seconds)
     session = ClientSession(*streams, **converted)
-    try:
+    if HAS_CLIENT:
         async with session:
             yield session
+        return
+    try:
+        with _guarded(session, on_crash):
+            async with session:
+                yield session
     finally:
-        if not HAS_CLIENT:
-            _end_calls(session)
+        _end_calls(session)
+
+
+@contextmanager
+def _guarded(session: ClientSession, on_crash: Callable[[Exception], object]) -> "Generator[None]":
+    """Guards the receive loop of 1.x, which any exception of these two methods would end."""
+    # Any: the types come from 2.x, which does not have these methods.
+    methods: Any = session
+    handle_response, handle_incoming = methods._handle_response, methods._handle_incoming
+
+    async def handle_response_guarded(message: object) -> None:
+        # The caller was cancelled while the response was delivered.
+        with suppress(BrokenResourceError, ClosedResourceError):
+            await handle_response(message)
+
+    async def handle_incoming_guarded(message: object) -> None:
+        try:
+            await handle_incoming(message)
+        except Exception as error:
+            if isinstance(message, Exception):  # with other messages, the receive loop continues
+                on_crash(error)
+            raise
+
+    methods._handle_response = handle_response_guarded
+    methods._handle_incoming = handle_incoming_guarded
+    try:
+        yield
+    finally:
+        # The functions refer to the session, so this ends a reference cycle.
+        del methods._handle_response, methods._handle_incoming
 
 
 def _end_calls(session: ClientSession) -> None:

@@ -17,12 +17,14 @@ from typing_extensions import Unpack, override
 
 from .._arguments import checked_timeout
 from ..manager import ConnectionManager
+from ..state import ConnectionState
 from . import _sdk
 from ._copying import attributes_in
 from ._http import checked_url, shown_url
+from ._session_watch import SessionWatch
 from .stdio import StdioConnectionManager
 from .streamable_http import StreamableHttpConnectionManager
-from .streams import TransportStreams
+from .streams import TransportStreams, checked_streams
 
 if TYPE_CHECKING:
     import mcp_types
@@ -99,6 +101,22 @@ class _OnTransport(ConnectionManager[T_co]):
         super().__init__(name=default_name if name is None else name)
         self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
 
+    @asynccontextmanager
+    async def _open_streams(self) -> AsyncGenerator[TransportStreams]:
+        """Opens the transport, and reports a loss if the session can no longer read from it."""
+        watch = SessionWatch(self.connection_lost, self._is_closing)
+        try:
+            async with self.open_inner(self.transport) as opened:
+                yield watch.watched(checked_streams(opened, self.transport.name))
+        except BaseException as error:
+            watch.closed(error)
+            raise
+        watch.closed(None)
+
+    def _is_closing(self) -> bool:
+        run = self._run_of_caller()
+        return run is None or run.state not in {ConnectionState.OPENING, ConnectionState.OPEN}
+
     # A transport can be part of only one manager at a time, so a copy of a manager has a copy of it.
     @override
     def __getstate__(self) -> object:
@@ -108,7 +126,11 @@ class _OnTransport(ConnectionManager[T_co]):
 
 
 class SessionConnectionManager(_OnTransport[ClientSession]):
-    """Opens a transport and an SDK session on it; `start()` returns the initialized session."""
+    """Opens a transport and an SDK session on it; `start()` returns the initialized session.
+
+    The connection is lost if the transport reports a loss or ends its read stream, or if the session
+    stops reading from it. This also works for a transport from `ConnectionManager.from_factory()`.
+    """
 
     def __init__(
         self,
@@ -122,7 +144,8 @@ class SessionConnectionManager(_OnTransport[ClientSession]):
 
         Args:
             transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
-                HTTP server. Do not start the transport manager yourself.
+                HTTP server. Do not start the transport manager yourself. Its connection must be a read
+                stream and a write stream; a third value, which mcp 1.x can add, is ignored.
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
@@ -143,8 +166,8 @@ class SessionConnectionManager(_OnTransport[ClientSession]):
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[ClientSession]:
         async with (
-            self.open_inner(self.transport) as streams,
-            _sdk.open_session(streams, self.options) as session,
+            self._open_streams() as streams,
+            _sdk.open_session(streams, self.options, self.connection_lost) as session,
         ):
             await session.initialize()
             yield session
@@ -154,7 +177,7 @@ class ClientConnectionManager(_OnTransport["Client"]):
     """Opens a transport and the SDK's `Client` on it; `start()` returns the connected client.
 
     Requires mcp 2.x. By default, the client negotiates the protocol version with the server
-    (`mode="auto"`).
+    (`mode="auto"`). It detects losses as `SessionConnectionManager` does.
     """
 
     def __init__(
@@ -169,7 +192,8 @@ class ClientConnectionManager(_OnTransport["Client"]):
 
         Args:
             transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
-                HTTP server. Do not start the transport manager yourself.
+                HTTP server. Do not start the transport manager yourself. Its connection must be a read
+                stream and a write stream; a third value, which mcp 1.x can add, is ignored.
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
@@ -193,7 +217,7 @@ class ClientConnectionManager(_OnTransport["Client"]):
         self._create_client()  # opens nothing; lets the SDK check the values of the options
 
     def _create_client(self) -> "Client":
-        return _sdk.client_type()(self.open_inner(self.transport), **self.options)
+        return _sdk.client_type()(self._open_streams(), **self.options)
 
     @override
     @asynccontextmanager

@@ -4,20 +4,24 @@ When the peer dies, the SDK's transports end the read stream but stay open. The 
 stream detects this, so no extra task watches the connection and no message is copied.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, ParamSpec, Protocol, Self, cast
 
-from anyio import EndOfStream
+from anyio import EndOfStream, WouldBlock
 from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
     from mcp.client._transport import ReadStream, WriteStream
     from mcp.shared.message import SessionMessage
 
-__all__ = ["TransportStreams", "watched"]
+__all__ = ["TransportStreams", "checked_streams", "watched"]
+
+P = ParamSpec("P")
+
+OnLeft = TypeAliasType("OnLeft", "Callable[[BaseException | None, type[BaseException] | None], object]")
 
 TransportStreams = TypeAliasType(
     "TransportStreams", "tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]"
@@ -28,18 +32,62 @@ The read stream contains an exception in place of a message that could not be re
 """
 
 
+def _ignore(*_: object) -> None:
+    pass
+
+
 def watched(
     streams: TransportStreams,
     on_end: Callable[[], object],
-    on_exception: Callable[[Exception], object] = lambda _: None,
+    on_exception: Callable[[Exception], object] = _ignore,
+    on_left: OnLeft = _ignore,
 ) -> TransportStreams:
     """Returns the pair with a read stream that calls `on_end` when a reader reaches its end.
 
     The SDK's transports put exceptions into the read stream in place of messages. When a reader
     comes to one, `on_exception` is called with it before the reader receives it.
+
+    When a reader leaves the stream before its end, which means that it closes or exits it, `on_left`
+    is called with the exception with which it exits, and with the type of the exception with which
+    the last attempt to read failed.
+
+    If the stream is already watched, the earlier functions are called first.
     """
     read_stream, write_stream = streams
-    return _WatchedReadStream(read_stream, on_end, on_exception), write_stream
+    if isinstance(read_stream, _WatchedReadStream):
+        return read_stream.watched_by(on_end, on_exception, on_left), write_stream
+    return _WatchedReadStream(read_stream, on_end, on_exception, on_left), write_stream
+
+
+def checked_streams(opened: object, transport: str) -> TransportStreams:
+    """Returns the pair of streams in the value that a transport yielded. mcp 1.x can add a third value.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    kind = type(opened).__name__
+    if isinstance(opened, tuple | list):
+        values = cast("Sequence[object]", opened)
+        if len(values) in {2, 3} and hasattr(values[0], "receive") and hasattr(values[1], "send"):
+            return cast("TransportStreams", (values[0], values[1]))
+        kinds = ", ".join(type(value).__name__ for value in values)
+        kind = f"{kind}[{kinds}]"
+    raise TypeError(
+        f"{transport}: a transport must yield a read stream and a write stream, as the SDK's transports "
+        f"do, not {kind}"
+    )
+
+
+def _each(first: Callable[P, object], second: Callable[P, object]) -> Callable[P, object]:
+    def call_each(*args: P.args, **kwargs: P.kwargs) -> None:
+        first(*args, **kwargs)
+        second(*args, **kwargs)
+
+    return call_each
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
 
 class _WatchedReadStream:
@@ -50,21 +98,38 @@ class _WatchedReadStream:
         stream: "ReadStream[SessionMessage | Exception]",
         on_end: Callable[[], object],
         on_exception: Callable[[Exception], object],
+        on_left: OnLeft,
     ) -> None:
         self._stream = stream
         self._receive = stream.receive
         self._on_end = on_end
         self._on_exception = on_exception
+        self._on_left = on_left
+        self._failed_with: type[BaseException] | None = None
         if not hasattr(stream, "last_context"):
             # The SDK reads `last_context` with each message. A missing one would go through
             # __getattr__ each time, which is slow.
             self.last_context = None
 
+    def watched_by(
+        self,
+        on_end: Callable[[], object],
+        on_exception: Callable[[Exception], object],
+        on_left: OnLeft,
+    ) -> "_WatchedReadStream":
+        """Returns a stream that also calls these functions, without another layer on each message."""
+        return _WatchedReadStream(
+            self._stream,
+            _each(self._on_end, on_end),
+            _each(self._on_exception, on_exception),
+            _each(self._on_left, on_left),
+        )
+
     async def receive(self) -> "SessionMessage | Exception":
         try:
             item = await self._receive()
-        except EndOfStream:
-            self._on_end()
+        except BaseException as error:
+            self._failed(error)
             raise
         if isinstance(item, Exception):
             self._on_exception(item)
@@ -74,9 +139,11 @@ class _WatchedReadStream:
         # Repeats receive(): calling it would add a frame to each message.
         try:
             item = await self._receive()
-        except EndOfStream:
-            self._on_end()
-            raise StopAsyncIteration from None
+        except BaseException as error:
+            self._failed(error)
+            if isinstance(error, EndOfStream):
+                raise StopAsyncIteration from None
+            raise
         if isinstance(item, Exception):
             self._on_exception(item)
         return item
@@ -84,7 +151,18 @@ class _WatchedReadStream:
     def __aiter__(self) -> Self:
         return self
 
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, EndOfStream):
+            self._on_end()
+        if not isinstance(error, WouldBlock):
+            self._failed_with = type(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._failed_with is None or not issubclass(self._failed_with, EndOfStream):
+            self._on_left(error, self._failed_with)
+
     async def aclose(self) -> None:
+        self._leave(None)
         await self._stream.aclose()
 
     async def __aenter__(self) -> Self:
@@ -96,6 +174,7 @@ class _WatchedReadStream:
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
+        self._leave(exc_val)
         await self._stream.aclose()
 
     # Memory streams also have methods that the SDK's protocol does not require. `with` looks up its
@@ -110,21 +189,23 @@ class _WatchedReadStream:
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        cast("Callable[[], object]", self.close)()
+        self._leave(exc_val)
+        cast("_Closable", self._stream).close()
 
     def __copy__(self) -> "_WatchedReadStream":
         return self._rewatched(copy(self._stream))
 
     def _rewatched(self, stream: "ReadStream[SessionMessage | Exception]") -> "_WatchedReadStream":
-        return _WatchedReadStream(stream, self._on_end, self._on_exception)
+        # Closing the copy does not mean that the reader of the original leaves it.
+        return _WatchedReadStream(stream, self._on_end, self._on_exception, _ignore)
 
     def _receive_nowait(
         self, receive_nowait: "Callable[[], SessionMessage | Exception]"
     ) -> "SessionMessage | Exception":
         try:
             item = receive_nowait()
-        except EndOfStream:
-            self._on_end()
+        except BaseException as error:
+            self._failed(error)
             raise
         if isinstance(item, Exception):
             self._on_exception(item)
@@ -145,4 +226,6 @@ class _WatchedReadStream:
             return partial(self._receive_nowait, attribute)
         if name == "clone":
             return partial(self._clone, attribute)
+        if name == "close":
+            return partial(self.__exit__, None, None, None)
         return attribute

@@ -1,0 +1,93 @@
+"""Detects that a session can no longer read messages, and reports the loss of the connection.
+
+This works for every transport. The SDK's transports only end their read stream when the peer dies, and
+a session whose receive loop ended takes no more calls, although its transport may be in order.
+"""
+
+from collections.abc import Callable
+from math import inf
+from typing import Final
+
+from anyio import (
+    ClosedResourceError,
+    current_effective_deadline,
+    current_time,
+    get_cancelled_exc_class,
+)
+
+from ._http import leaves
+from .streams import TransportStreams, watched
+
+__all__ = ["SessionWatch"]
+
+RECENT: Final = 1.0
+"""Seconds. An exception that came that shortly before the end of the stream is the reason for it."""
+
+
+class SessionWatch:
+    """Watches the read stream of one session."""
+
+    def __init__(
+        self,
+        connection_lost: Callable[[BaseException | None], object],
+        is_closing: Callable[[], bool],
+    ) -> None:
+        self._connection_lost = connection_lost
+        self._is_closing = is_closing
+        self._exception: Exception | None = None
+        self._exception_time = -inf
+        self._reason: Exception | None = None
+
+    def watched(self, streams: TransportStreams) -> TransportStreams:
+        """Returns the streams for the session."""
+        return watched(streams, self._ended, self._received_exception, self._left)
+
+    def closed(self, error: BaseException | None) -> None:
+        """Gives the end of the read stream as the reason of the loss, if there is no better reason.
+
+        Args:
+            error: The exception with which the transport was closed.
+        """
+        if self._reason is None or isinstance(error, GeneratorExit):
+            return
+        cancelled = get_cancelled_exc_class()
+        if error is None or all(isinstance(leaf, cancelled) for leaf in leaves(error)):
+            self._connection_lost(self._reason)
+
+    def _received_exception(self, exception: Exception) -> None:
+        # A ValueError is a message that could not be parsed.
+        if not isinstance(exception, ValueError):
+            self._exception = exception
+            self._exception_time = current_time()
+
+    def _ended(self) -> None:
+        if self._is_closing():
+            return  # the transport reported the loss
+        if current_time() - self._exception_time < RECENT:
+            self._reason = self._exception
+        else:
+            self._reason = EOFError("the transport's read stream ended")
+        # The transport may know a better reason, and raise it when it is closed.
+        self._connection_lost(None)
+
+    def _left(self, error: BaseException | None, failed_with: type[BaseException] | None) -> None:
+        try:
+            is_left_on_purpose = current_effective_deadline() == -inf
+            cancelled = get_cancelled_exc_class()
+        except RuntimeError:  # the event loop is closed, and its tasks are garbage collected
+            return
+        if is_left_on_purpose:
+            return
+        if isinstance(error, Exception):
+            self._connection_lost(error)
+        elif (
+            isinstance(error, cancelled)
+            and failed_with is not None
+            and issubclass(failed_with, cancelled)
+        ):
+            self._connection_lost(None)  # the event loop is ending
+        elif error is None or isinstance(error, cancelled):
+            why = "" if error is None else " because one of its handlers was cancelled"
+            if failed_with is not None and issubclass(failed_with, ClosedResourceError):
+                why = " because its read stream was closed"
+            self._connection_lost(RuntimeError(f"the session stopped reading messages{why}"))
