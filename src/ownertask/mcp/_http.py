@@ -8,7 +8,7 @@ exception that the SDK sees. It works on a copy and never modifies the caller's 
 import re
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from copy import copy
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self, cast
@@ -174,9 +174,11 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
             self._add_fact(refusal)
         for leaf in leaves(error) if error is not None else ():
             if isinstance(leaf, _sdk.http.HTTPError):
-                _make_presentable(leaf)
-                if reason := _reason_of(leaf):
-                    self._add_fact(reason)
+                with suppress(Exception):  # an exception can raise anything when it is used
+                    _make_presentable(leaf)
+                with suppress(Exception):
+                    if reason := _reason_of(leaf):
+                        self._add_fact(reason)
 
 
 class Traffic:
@@ -260,7 +262,7 @@ class Traffic:
         if isinstance(error, _sdk.http.TransportError):
             self._lose(error)
         else:
-            first_line = str(error).partition("\n")[0]
+            first_line = _text_of(error).partition("\n")[0]
             self.refusal = f"a response could not be processed: {type(error).__name__}: {first_line}"
 
 
@@ -307,11 +309,17 @@ def _status(response: "Response") -> str:
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """Yields the exceptions in a group, at any depth, or the exception itself if it is not a group."""
-    if isinstance(error, BaseExceptionGroup):
-        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from leaves(part)
-    else:
-        yield error
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, BaseExceptionGroup):
+            waiting.extend(reversed(cast("BaseExceptionGroup[BaseException]", found).exceptions))
+        else:
+            yield found
 
 
 def _make_presentable(error: BaseException) -> None:
@@ -331,7 +339,18 @@ def _make_presentable(error: BaseException) -> None:
 
 def _reason_of(error: BaseException) -> str | None:
     """Describes the cause of an error that has no text. Errors of trio and anyio often have none."""
+    seen: set[int] = set()
     found: BaseException | None = error
-    while found is not None and not str(found):
+    while found is not None and id(found) not in seen:
+        if text := _text_of(found):
+            return None if found is error else f"{type(found).__name__}: {text}"
+        seen.add(id(found))
         found = found.__cause__ or found.__context__
-    return None if found is None or found is error else f"{type(found).__name__}: {found}"
+    return None
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an exception can raise anything when it is used
+        return ""

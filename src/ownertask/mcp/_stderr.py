@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol, TextIO, cast
 
 import anyio
@@ -121,11 +121,12 @@ def _passing_on(name: str, errlog: ErrorLog | None, tail: StderrTail) -> _PassOn
                 flush()
         except Exception:  # no error of errlog may affect the server
             errlog = None
-            logger.warning(
-                "%s: writing the server's stderr to errlog failed; the rest is not written",
-                name,
-                exc_info=True,
-            )
+            with suppress(Exception):  # neither may an error of a logging handler
+                logger.warning(
+                    "%s: writing the server's stderr to errlog failed; the rest is not written",
+                    name,
+                    exc_info=True,
+                )
 
     return pass_on
 
