@@ -1,7 +1,7 @@
 """A server in this process, behind memory streams. The test decides what it does, and when."""
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 
@@ -30,6 +30,7 @@ class MemoryServer:
         self.opened += 1
         self._to_client, self.read_stream = anyio.create_memory_object_stream(10)
         self.write_stream, from_client = anyio.create_memory_object_stream(10)
+        self._from_client = from_client
         with self._to_client, self.read_stream, self.write_stream, from_client:
             async with anyio.create_task_group() as task_group:
                 self._task_group = task_group
@@ -38,24 +39,27 @@ class MemoryServer:
                 task_group.cancel_scope.cancel()
 
     async def _serve(self, from_client):
-        async for message in from_client:
-            request = json.loads(_sdk.message_to_json(message))
-            method = request["method"]
-            if method in {"initialize", "server/discover"} and self.handshake_fails:
-                self.put({"id": request["id"], "error": {"code": -32000, "message": "not today"}})
-            elif method == "initialize":
-                self.answer(
-                    request,
-                    protocolVersion=request["params"]["protocolVersion"],
-                    capabilities={"tools": {}},
-                    serverInfo={"name": "memory", "version": "1"},
-                )
-            elif method == "server/discover":
-                self.put({"id": request["id"], "error": {"code": -32601, "message": "unknown"}})
-            elif method == "tools/list":
-                self.answer(request, tools=[])
-            elif "id" in request:
-                self._requests.send_nowait(request)
+        with suppress(anyio.ClosedResourceError):  # the test closed a stream
+            async for message in from_client:
+                self._handle(json.loads(_sdk.message_to_json(message)))
+
+    def _handle(self, request):
+        method = request["method"]
+        if method in {"initialize", "server/discover"} and self.handshake_fails:
+            self.put({"id": request["id"], "error": {"code": -32000, "message": "not today"}})
+        elif method == "initialize":
+            self.answer(
+                request,
+                protocolVersion=request["params"]["protocolVersion"],
+                capabilities={"tools": {}},
+                serverInfo={"name": "memory", "version": "1"},
+            )
+        elif method == "server/discover":
+            self.put({"id": request["id"], "error": {"code": -32601, "message": "unknown"}})
+        elif method == "tools/list":
+            self.answer(request, tools=[])
+        elif "id" in request:
+            self._requests.send_nowait(request)
 
     async def next_request(self):
         """Waits for the next request that the test must answer."""
@@ -73,6 +77,13 @@ class MemoryServer:
     def end(self):
         """Ends the read stream, as the SDK's transports do when the server dies."""
         self._to_client.close()
+
+    def refuse_messages(self, how):
+        """Accepts no more messages, as the SDK's `sse_client` does after a message was refused."""
+        if how == "broken":
+            self._from_client.close()
+        else:
+            self.write_stream.close()
 
     def crash(self, error):
         """Ends the transport with an exception in one of its tasks."""

@@ -202,6 +202,24 @@ async def test_F21_a_transport_that_reports_a_loss_gives_the_reason(kind, server
 
 
 @kinds
+@pytest.mark.parametrize("how", ["closed", "broken"])
+async def test_F21_if_the_transport_no_longer_accepts_messages_the_connection_is_lost(
+    kind, server, how, caplog
+):
+    manager = on(kind, server)
+    session = await manager.start()
+    server.refuse_messages(how)
+    with pytest.raises((ERROR, anyio.BrokenResourceError, anyio.ClosedResourceError)):
+        await session.list_tools()
+    cause = (await lost(manager)).__cause__
+    assert isinstance(cause, ConnectionError)
+    assert str(cause) == "the transport no longer accepts messages"
+    assert len(warnings_in(caplog)) == 1
+    async with manager as session:
+        await session.list_tools()
+
+
+@kinds
 @pytest.mark.parametrize("values", [2, 3])
 async def test_F21_a_transport_may_yield_two_or_three_values(kind, values, caplog):
     server = MemoryServer(values)
@@ -417,7 +435,7 @@ def test_H6_a_stream_that_is_closed_without_an_event_loop_is_not_a_loss():
     losses = []
     watch = _session_watch.SessionWatch(losses.append, lambda: False)
     sender, receiver = anyio.create_memory_object_stream(1)
-    reader, _ = watch.watched((receiver, sender))
+    reader, _ = watch.watched((receiver, sender), for_writing=True)
     with sender, pytest.raises(GeneratorExit), reader:
         raise GeneratorExit
     watch.closed(GeneratorExit())
@@ -430,7 +448,7 @@ def test_F21_a_transport_that_is_collected_without_an_event_loop_gives_no_reason
 
     async def read_to_the_end():
         sender, receiver = anyio.create_memory_object_stream(1)
-        reader, _ = watch.watched((receiver, sender))
+        reader, _ = watch.watched((receiver, sender), for_writing=True)
         sender.close()
         assert [item async for item in reader] == []
         reader.close()

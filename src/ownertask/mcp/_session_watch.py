@@ -1,7 +1,8 @@
-"""Detects that a session can no longer read messages, and reports the loss of the connection.
+"""Detects that a session can no longer work, and reports the loss of the connection.
 
 This works for every transport. The SDK's transports only end their read stream when the peer dies, and
-a session whose receive loop ended takes no more calls, although its transport may be in order.
+some stop accepting messages after a failure. A session whose receive loop ended takes no more calls,
+although its transport may be in order.
 """
 
 from collections.abc import Callable
@@ -16,16 +17,16 @@ from anyio import (
 )
 
 from ._http import leaves
-from .streams import TransportStreams, watched
+from .streams import TransportStreams, watched, watched_for_writing
 
 __all__ = ["SessionWatch"]
 
 RECENT: Final = 1.0
-"""Seconds. An exception that came that shortly before the end of the stream is the reason for it."""
+"""Seconds. An exception that came that shortly before a loss is the reason for it."""
 
 
 class SessionWatch:
-    """Watches the read stream of one session."""
+    """Watches the streams of one session."""
 
     def __init__(
         self,
@@ -38,12 +39,20 @@ class SessionWatch:
         self._exception_time = -inf
         self._reason: Exception | None = None
 
-    def watched(self, streams: TransportStreams) -> TransportStreams:
-        """Returns the streams for the session."""
+    def watched(self, streams: TransportStreams, *, for_writing: bool) -> TransportStreams:
+        """Returns the streams for the session.
+
+        Args:
+            streams: The transport's streams.
+            for_writing: Whether a failure to write is a loss. A transport that detects this on its own
+                reports a better reason.
+        """
+        if for_writing:
+            streams = watched_for_writing(streams, self._broken)
         return watched(streams, self._ended, self._received_exception, self._left)
 
     def closed(self, error: BaseException | None) -> None:
-        """Gives the end of the read stream as the reason of the loss, if there is no better reason.
+        """Gives the state of the streams as the reason of the loss, if there is no better reason.
 
         Args:
             error: The exception with which the transport was closed.
@@ -61,12 +70,16 @@ class SessionWatch:
             self._exception_time = current_time()
 
     def _ended(self) -> None:
+        self._lose(EOFError("the transport's read stream ended"))
+
+    def _broken(self) -> None:
+        self._lose(ConnectionError("the transport no longer accepts messages"))
+
+    def _lose(self, reason: Exception) -> None:
         if self._is_closing():
-            return  # the transport reported the loss
-        if current_time() - self._exception_time < RECENT:
-            self._reason = self._exception
-        else:
-            self._reason = EOFError("the transport's read stream ended")
+            return  # for example, because the transport reported the loss
+        is_recent = current_time() - self._exception_time < RECENT
+        self._reason = self._exception if is_recent else reason
         # The transport may know a better reason, and raise it when it is closed.
         self._connection_lost(None)
 

@@ -20,11 +20,12 @@ from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
 from ._copying import attributes_in
-from ._http import checked_url, shown_url
+from ._http import HttpConnectionManager, checked_url, shown_url
 from ._session_watch import SessionWatch
 from .stdio import StdioConnectionManager
 from .streamable_http import StreamableHttpConnectionManager
 from .streams import TransportStreams, checked_streams
+from .websocket import WebSocketConnectionManager
 
 if TYPE_CHECKING:
     import mcp_types
@@ -45,6 +46,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 START_TIMEOUT: Final = 60.0
 """Seconds for opening the transport and completing the handshake. The SDK itself waits forever."""
+
+
+OWN_TRANSPORTS: Final = (HttpConnectionManager, StdioConnectionManager, WebSocketConnectionManager)
 
 
 class _CommonOptions(TypedDict, total=False):
@@ -107,7 +111,8 @@ class _OnTransport(ConnectionManager[T_co]):
         watch = SessionWatch(self.connection_lost, self._is_closing)
         try:
             async with self.open_inner(self.transport) as opened:
-                yield watch.watched(checked_streams(opened, self.transport.name))
+                streams = checked_streams(opened, self.transport.name)
+                yield watch.watched(streams, for_writing=not isinstance(self.transport, OWN_TRANSPORTS))
         except BaseException as error:
             watch.closed(error)
             raise

@@ -10,14 +10,14 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, Protocol, Self, cast
 
-from anyio import EndOfStream, WouldBlock
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
     from mcp.client._transport import ReadStream, WriteStream
     from mcp.shared.message import SessionMessage
 
-__all__ = ["TransportStreams", "checked_streams", "watched"]
+__all__ = ["TransportStreams", "checked_streams", "watched", "watched_for_writing"]
 
 P = ParamSpec("P")
 
@@ -57,6 +57,12 @@ def watched(
     if isinstance(read_stream, _WatchedReadStream):
         return read_stream.watched_by(on_end, on_exception, on_left), write_stream
     return _WatchedReadStream(read_stream, on_end, on_exception, on_left), write_stream
+
+
+def watched_for_writing(streams: TransportStreams, on_broken: Callable[[], object]) -> TransportStreams:
+    """Returns the pair with a write stream that calls `on_broken` when it accepts no more messages."""
+    read_stream, write_stream = streams
+    return read_stream, _WatchedWriteStream(write_stream, on_broken)
 
 
 def checked_streams(opened: object, transport: str) -> TransportStreams:
@@ -229,3 +235,32 @@ class _WatchedReadStream:
         if name == "close":
             return partial(self.__exit__, None, None, None)
         return attribute
+
+
+class _WatchedWriteStream:
+    """The write stream of a session, which uses only the methods of the SDK's protocol."""
+
+    def __init__(self, stream: "WriteStream[SessionMessage]", on_broken: Callable[[], object]) -> None:
+        self._stream = stream
+        self._on_broken = on_broken
+
+    async def send(self, item: "SessionMessage", /) -> None:
+        try:
+            await self._stream.send(item)
+        except (BrokenResourceError, ClosedResourceError):
+            self._on_broken()
+            raise
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self._stream.aclose()
