@@ -15,12 +15,12 @@ class MemoryServer:
         read_stream: The client's read stream of the last connection.
         write_stream: The client's write stream of the last connection.
         opened: How often the transport was opened.
-        handshake_fails: Whether the server responds to the handshake with an error.
+        on_handshake: If it is not `None`, it is called with the first request instead of a response.
     """
 
     def __init__(self, values=2):
         self.values = values
-        self.handshake_fails = False
+        self.on_handshake = None
         self.opened = 0
         self._requests, self._next_request = anyio.create_memory_object_stream(100)
 
@@ -45,8 +45,8 @@ class MemoryServer:
 
     def _handle(self, request):
         method = request["method"]
-        if method in {"initialize", "server/discover"} and self.handshake_fails:
-            self.put({"id": request["id"], "error": {"code": -32000, "message": "not today"}})
+        if method in {"initialize", "server/discover"} and self.on_handshake is not None:
+            self.on_handshake(request)
         elif method == "initialize":
             self.answer(
                 request,

@@ -137,14 +137,15 @@ async def test_O11_an_error_during_the_handshake_names_the_server_and_the_reason
     server.args.append("s3cret")
     manager = kind(server)
     before = processes()
-    with pytest.raises(ERROR, match="Connection closed") as caught:
+    with pytest.raises(ConnectionLostError) as caught:
         await manager.start()
     assert processes() == before
+    assert str(caught.value) == f"{manager.name}: the connection was lost: the server closed its stdout"
+    assert isinstance(caught.value.__cause__, EOFError)
+    assert "StdioConnectionManager(python" in manager.name
     notes = caught.value.__notes__
     assert notes[0] == "the server closed its stdout during the handshake"
-    assert notes[-1] == f"ownertask: raised by {manager.name} while opening"
-    assert "StdioConnectionManager(python" in notes[-1]
-    assert len(notes) == (3 if how == "prints a traceback" else 2)
+    assert len(notes) == (2 if how == "prints a traceback" else 1)
     if how == "prints a traceback":
         assert notes[1].startswith("the server's stderr ended with:\nTraceback")
         assert notes[1].endswith("LookupError: no config\n")
@@ -234,7 +235,9 @@ async def test_P1_a_connection_lost_error_has_the_stderr_tail_in_a_note(kind, ca
     assert caught.value.__notes__ == ["the server's stderr ended with:\nready\n"]
     assert caught.value.name == manager.name
     [record] = [record for record in caplog.records if record.name == "ownertask"]
-    assert record.getMessage() == f"{manager.name}: the connection was lost"
+    assert record.getMessage() == (
+        f"{manager.name}: the connection was lost: the server closed its stdout"
+    )
 
 
 @kinds

@@ -202,6 +202,35 @@ async def test_F21_a_transport_that_reports_a_loss_gives_the_reason(kind, server
 
 
 @kinds
+@pytest.mark.parametrize("how", ["ends", "is closed", "crashes"])
+async def test_F21_a_loss_during_the_handshake_is_raised_at_once_and_names_the_reason(
+    kind, server, how, caplog
+):
+    crash = OSError("crash")
+    server.on_handshake = {
+        "ends": lambda _: server.end(),
+        "is closed": lambda _: server.read_stream.close(),
+        "crashes": lambda _: server.crash(crash),
+    }[how]
+    manager = on(kind, server)
+    with pytest.raises(OSError if how == "crashes" else ConnectionLostError) as caught:
+        await manager.start()
+    if how == "crashes":
+        assert caught.value is crash
+    else:
+        reason = {
+            "ends": "the transport's read stream ended",
+            "is closed": "the session stopped reading messages because its read stream was closed",
+        }[how]
+        assert str(caught.value) == f"session: the connection was lost: {reason}"
+        assert str(caught.value.__cause__) == reason
+    assert manager.exception is not None
+    server.on_handshake = None
+    async with manager as session:
+        await session.list_tools()
+
+
+@kinds
 @pytest.mark.parametrize("how", ["closed", "broken"])
 async def test_F21_if_the_transport_no_longer_accepts_messages_the_connection_is_lost(
     kind, server, how, caplog
@@ -421,11 +450,13 @@ async def test_H6_a_session_that_is_stopped_is_not_lost(kind, server, timeout, c
 
 @kinds
 async def test_H6_an_error_of_the_handshake_is_raised_although_the_session_stops_reading(kind, server):
-    server.handshake_fails = True
+    server.on_handshake = lambda request: server.put(
+        {"id": request["id"], "error": {"code": -32000, "message": "not today"}}
+    )
     manager = on(kind, server)
     with pytest.raises(ERROR, match="not today"):
         await manager.start()
-    server.handshake_fails = False
+    server.on_handshake = None
     async with manager as session:
         await session.list_tools()
 

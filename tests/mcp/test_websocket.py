@@ -927,14 +927,16 @@ async def test_P1_sessions_whose_server_is_killed_are_lost_with_a_cause():
 
 
 @sessions
-async def test_O11_the_close_reason_is_noted_if_the_server_closes_during_the_handshake(kind, options):
+async def test_O11_the_close_reason_is_in_the_error_if_the_server_closes_during_the_handshake(
+    kind, options
+):
     def handler(websocket):
         websocket.recv()
         websocket.close(1008, "no such token")
 
     with websocket_server(handler) as url:
-        with pytest.raises(Exception, match="Connection closed") as caught:
+        with pytest.raises(ConnectionLostError) as caught:
             await kind(manager_of(url), **options).start()
-    assert "the WebSocket closed: received 1008 (policy violation) no such token" in "".join(
-        caught.value.__notes__
-    )
+    assert "the connection was lost: received 1008 (policy violation) no such token" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ConnectionClosed)
+    assert caught.value.__cause__.rcvd.code == 1008
