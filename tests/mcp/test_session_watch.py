@@ -487,3 +487,17 @@ def test_F21_a_transport_that_is_collected_without_an_event_loop_gives_no_reason
     anyio.run(read_to_the_end)
     watch.closed(GeneratorExit())
     assert losses == [None]
+
+
+async def test_H6_an_exception_that_ends_the_program_is_not_reported_as_a_loss():
+    """It leaves the session's task group, and the owner task records it."""
+    losses = []
+    watch = _session_watch.SessionWatch(losses.append, lambda: False)
+    sender, receiver = anyio.create_memory_object_stream(1)
+    reader, _ = watch.watched((receiver, sender), for_writing=True)
+    with sender, pytest.raises(SystemExit):
+        async with reader:
+            raise SystemExit
+    assert losses == []
+    with pytest.raises(anyio.ClosedResourceError):
+        await reader.receive()

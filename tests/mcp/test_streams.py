@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from ownertask import ConnectionManager, ConnectionState
-from ownertask.mcp.streams import watched
+from ownertask.mcp.streams import watched, watched_for_writing
 
 
 class Ends:
@@ -230,6 +230,29 @@ async def test_H6_leaving_a_stream_calls_on_left_unless_the_reader_reached_the_e
         if clone is not None:
             clone.close()
         assert told == expected
+
+
+@pytest.mark.parametrize("way", ["aclose", "async with"])
+async def test_F21_a_write_stream_calls_back_only_when_it_accepts_no_more_messages(way):
+    breaks = Ends()
+    sender, receiver = anyio.create_memory_object_stream(1)
+    same_reader, writer = watched_for_writing((receiver, sender), breaks)
+    assert same_reader is receiver
+    await writer.send(1)
+    assert await receiver.receive() == 1
+    assert breaks.count == 0
+    receiver.close()
+    with pytest.raises(anyio.BrokenResourceError):
+        await writer.send(2)
+    assert breaks.count == 1
+    if way == "aclose":
+        await writer.aclose()
+    else:
+        async with writer as entered:
+            assert entered is writer
+    with pytest.raises(anyio.ClosedResourceError):
+        await writer.send(3)
+    assert breaks.count == 2
 
 
 async def test_a_fact_is_added_once_as_a_note_to_the_error_of_its_run():
