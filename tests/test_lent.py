@@ -1,11 +1,16 @@
-"""Tests for managers that are opened inside other managers, and for callbacks of runs that are over."""
+"""Tests for managers that are opened inside other managers, and for callbacks of runs that are over.
+
+Tests of many cases print each one, so the last line that a failed test printed names its case.
+"""
 
 import asyncio
 import contextvars
 import gc
 import threading
+import time
 from contextlib import asynccontextmanager
-from itertools import permutations
+from functools import partial
+from itertools import product
 
 import anyio
 import pytest
@@ -23,6 +28,13 @@ from ownertask import (
 )
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
+
+
+async def settle():
+    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
+    for _ in range(20):
+        await checkpoint()
+    await wait_all_tasks_blocked()
 
 
 class Outer(ConnectionManager[object]):
@@ -59,13 +71,20 @@ def chain(depth):
 def abandon(anyio_backend, function):
     """Calls an async function in an event loop that then ends without ending its tasks."""
     name, options = anyio_backend
+
+    async def bounded():
+        with anyio.fail_after(5):
+            await function()
+
     if name == "trio":
-        abandon_on_trio(function)
+        abandon_on_trio(bounded)
         return
     loop = options.get("loop_factory", asyncio.new_event_loop)()
     loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
-    loop.run_until_complete(function())
-    loop.close()
+    try:
+        loop.run_until_complete(bounded())
+    finally:
+        loop.close()
 
 
 def abandon_on_trio(function):
@@ -79,12 +98,12 @@ def abandon_on_trio(function):
             pass
 
         def current_time(self):
-            return 0
+            return time.monotonic()
 
         def deadline_to_sleep_time(self, deadline):
             if self.is_broken:
                 raise LookupError
-            return deadline
+            return deadline - self.current_time()
 
     clock = BrokenClock()
 
@@ -114,11 +133,26 @@ abandoned_tasks_are_garbage = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture
+def little_garbage():
+    """Makes collections fast: they pass over all that is older than the test."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+ORDERS = [
+    *((0, 1), (1, 0)),
+    *((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)),
+    *((0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)),
+]
+
+
 @abandoned_tasks_are_garbage
-@pytest.mark.parametrize("depth", [2, 3, 4])
-def test_F4_after_its_loop_was_closed_each_manager_of_a_chain_can_be_started(anyio_backend, depth):
-    for order in permutations(range(depth)):
-        managers = chain(depth)
+def test_F4_after_its_loop_was_closed_each_manager_of_a_chain_can_be_started(anyio_backend):
+    for order in ORDERS:
+        print("started in the order", order)
+        managers = chain(len(order))
         abandon(anyio_backend, managers[0].start)
         assert managers[0].state is CLOSED
         assert {manager.state for manager in managers[1:]} == {NEW}
@@ -136,11 +170,16 @@ def test_F4_after_its_loop_was_closed_each_manager_of_a_chain_can_be_started(any
 
 
 @abandoned_tasks_are_garbage
-@pytest.mark.parametrize("first", [0, 1, 2, 3])
-@pytest.mark.parametrize("second", [0, 1, 2, 3])
 def test_F4_a_chain_can_be_abandoned_at_any_depth_and_lent_again_at_any_depth(
-    anyio_backend, first, second
+    anyio_backend, little_garbage
 ):
+    for first, second in product(range(4), repeat=2):
+        print("abandoned at depth", first, "and lent again at depth", second)
+        abandon_and_lend_again(anyio_backend, first, second)
+    gc.collect()
+
+
+def abandon_and_lend_again(anyio_backend, first, second):
     managers = chain(4)
     abandon(anyio_backend, managers[first].start)
 
@@ -159,7 +198,6 @@ def test_F4_a_chain_can_be_abandoned_at_any_depth_and_lent_again_at_any_depth(
             await manager.stop()
 
     run(anyio_backend, start_and_stop)
-    gc.collect()
 
 
 @abandoned_tasks_are_garbage
@@ -197,20 +235,21 @@ def test_F4_a_part_of_an_abandoned_chain_can_become_part_of_another_manager(anyi
 
 
 @abandoned_tasks_are_garbage
-@pytest.mark.parametrize("user", ["innermost", "outer 1", "outer 2"])
-def test_F4_a_loss_after_the_loop_was_closed_is_that_of_the_run_that_is_alive(anyio_backend, user):
-    managers = chain(3)
-    abandon(anyio_backend, managers[0].start)
-    [manager] = [manager for manager in managers if manager.name == user]
+def test_F4_a_loss_after_the_loop_was_closed_is_that_of_the_run_that_is_alive(anyio_backend):
+    for depth in range(3):
+        managers = chain(3)
+        abandon(anyio_backend, managers[0].start)
+        manager = managers[depth]
+        print("started", manager)
 
-    async def lose():
-        await manager.start()
-        managers[-1].connection_lost(OSError("gone"))
-        with pytest.raises(ConnectionLostError, match=f"^{user}: ") as caught:
-            await manager.wait_closed()
-        assert str(caught.value.__cause__) == "gone"
+        async def lose(innermost=managers[-1], manager=manager):
+            await manager.start()
+            innermost.connection_lost(OSError("gone"))
+            with pytest.raises(ConnectionLostError, match=f"^{manager.name}: ") as caught:
+                await manager.wait_closed()
+            assert str(caught.value.__cause__) == "gone"
 
-    run(anyio_backend, lose)
+        run(anyio_backend, lose)
     gc.collect()
 
 
@@ -266,10 +305,17 @@ async def report(how, context, manager, *args):
         await checkpoint()
 
 
-@pytest.mark.parametrize("how", ["context", "task", "thread"])
-@pytest.mark.parametrize("before", USES)
-@pytest.mark.parametrize("now", USES)
-async def test_F5_a_late_report_does_nothing_however_the_manager_is_used_now(before, now, how):
+REPORTS = ["context", "task", "thread"]
+
+
+@pytest.mark.parametrize("how", REPORTS)
+async def test_F5_a_late_report_does_nothing_however_the_manager_is_used_now(how):
+    for before, now in product(USES, repeat=2):
+        print("before:", before, "now:", now)
+        await report_late(before, now, how)
+
+
+async def report_late(before, now, how):
     family = Family()
     await family.users[before].start()
     await family.users[before].stop()
@@ -285,10 +331,14 @@ async def test_F5_a_late_report_does_nothing_however_the_manager_is_used_now(bef
     assert str(caught.value.__cause__) == "gone"
 
 
-@pytest.mark.parametrize("how", ["context", "task", "thread"])
-@pytest.mark.parametrize("before", USES)
-@pytest.mark.parametrize("now", USES)
-async def test_F5_a_late_report_does_not_end_an_attempt(before, now, how):
+@pytest.mark.parametrize("how", REPORTS)
+async def test_F5_a_late_report_does_not_end_an_attempt(how):
+    for before, now in product(USES, repeat=2):
+        print("before:", before, "now:", now)
+        await report_while_opening(before, now, how)
+
+
+async def report_while_opening(before, now, how):
     family = Family()
     await family.users[before].start()
     await family.users[before].stop()
@@ -306,19 +356,19 @@ async def test_F5_a_late_report_does_not_end_an_attempt(before, now, how):
     assert user.state is CLOSED
 
 
-@pytest.mark.parametrize("how", ["context", "task", "thread"])
-@pytest.mark.parametrize("now", USES)
-async def test_F5_late_reports_of_every_member_of_a_chain_do_nothing(now, how):
-    family = Family()
-    outer = family.users["lent twice"]
-    await outer.start()
-    await outer.stop()
-    user = family.users[now]
-    connection = await user.start()
-    for manager in (outer, outer.inner, family.inner):
-        await report(how, family.contexts[0], manager, OSError("late"))
-        assert user.connection is connection
-    await user.stop()
+async def test_F5_late_reports_of_every_member_of_a_chain_do_nothing():
+    for now, how in product(USES, REPORTS):
+        print("now:", now, "reported by a", how)
+        family = Family()
+        outer = family.users["lent twice"]
+        await outer.start()
+        await outer.stop()
+        user = family.users[now]
+        connection = await user.start()
+        for manager in (outer, outer.inner, family.inner):
+            await report(how, family.contexts[0], manager, OSError("late"))
+            assert user.connection is connection
+        await user.stop()
 
 
 async def test_F5_a_late_report_does_nothing_after_the_run_it_was_part_of_is_over():
@@ -372,7 +422,7 @@ async def test_F19_run_is_refused_while_the_manager_is_running_and_changes_nothi
         await opening.reached.wait()
         if phase is not OPENING:
             opening.let_go.set()
-            await wait_all_tasks_blocked()
+            await settle()
         if phase is CLOSING:
             tg.start_soon(probe.stop)
             await closing.reached.wait()
@@ -380,7 +430,7 @@ async def test_F19_run_is_refused_while_the_manager_is_running_and_changes_nothi
         assert probe.state is phase
         opening.let_go.set()
         closing.let_go.set()
-        await wait_all_tasks_blocked()
+        await settle()
         assert probe.state is (CLOSED if phase is CLOSING else OPEN)
         await probe.stop()
     assert len(probe.entered) == 1
@@ -389,23 +439,23 @@ async def test_F19_run_is_refused_while_the_manager_is_running_and_changes_nothi
         await probe.stop()
 
 
-@pytest.mark.parametrize("method", ["start", "run", "__aenter__"])
-@pytest.mark.parametrize("depth", [1, 2])
-async def test_F19_a_lent_manager_cannot_be_started_on_its_own(method, depth):
-    probe = Probe()
-    middle = Outer(probe, name="middle")
-    user = middle if depth == 1 else Outer(middle, name="outer")
-    connection = await user.start()
-    await misuse(getattr(probe, method), r"^probe: .*part of (middle|outer).*start that manager")
-    assert probe.state is NEW
-    assert user.connection is connection
-    assert len(probe.entered) == 1
-    await probe.stop()  # does nothing
-    assert user.connection is connection
-    await user.stop()
-    async with probe:
-        pass
-    assert probe.state is CLOSED
+async def test_F19_a_lent_manager_cannot_be_started_on_its_own():
+    for method, depth in product(["start", "run", "__aenter__"], [1, 2]):
+        print(method, "at depth", depth)
+        probe = Probe()
+        middle = Outer(probe, name="middle")
+        user = middle if depth == 1 else Outer(middle, name="outer")
+        connection = await user.start()
+        await misuse(getattr(probe, method), r"^probe: .*part of (middle|outer).*start that manager")
+        assert probe.state is NEW
+        assert user.connection is connection
+        assert len(probe.entered) == 1
+        await probe.stop()  # does nothing
+        assert user.connection is connection
+        await user.stop()
+        async with probe:
+            pass
+        assert probe.state is CLOSED
 
 
 @pytest.mark.parametrize("phase", [OPENING, OPEN, CLOSING], ids=str)
@@ -418,7 +468,7 @@ async def test_F19_a_running_manager_cannot_become_part_of_another(phase):
         await opening.reached.wait()
         if phase is not OPENING:
             opening.let_go.set()
-            await wait_all_tasks_blocked()
+            await settle()
         if phase is CLOSING:
             tg.start_soon(probe.stop)
             await closing.reached.wait()
@@ -427,7 +477,7 @@ async def test_F19_a_running_manager_cannot_become_part_of_another(phase):
         assert probe.state is phase
         opening.let_go.set()
         closing.let_go.set()
-        await wait_all_tasks_blocked()
+        await settle()
         await probe.stop()
     assert len(probe.entered) == 1
     async with outer:
@@ -466,75 +516,74 @@ async def in_run(family, function):
     return outcome[0]
 
 
-@pytest.mark.parametrize("use", USES)
-async def test_O21_while_open_start_in_a_task_of_a_callback_returns_the_connection(use):
-    family = Family()
-    user = family.users[use]
-    connection = await user.start()
-    assert await in_run(family, user.start) is connection
-    await user.stop()
+def families():
+    """Yields families, and the member to use: each time another one."""
+    for use in USES:
+        print("used:", use)
+        family = Family()
+        yield family, family.users[use]
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("timeout", [0, 30, None])
-async def test_O21_while_open_stop_in_a_task_of_a_callback_stops_and_waits(use, timeout):
-    family = Family()
-    user = family.users[use]
-    await user.start()
-    assert await in_run(family, lambda: user.stop(timeout)) is None
-    assert user.state is CLOSED
-    assert not family.inner.is_acquired
+async def test_O21_while_open_start_in_a_task_of_a_callback_returns_the_connection():
+    for family, user in families():
+        connection = await user.start()
+        assert await in_run(family, user.start) is connection
+        await user.stop()
 
 
-@pytest.mark.parametrize("use", USES)
-async def test_O21_wait_closed_in_a_task_of_a_callback_waits_for_the_end(use):
-    family = Family()
-    user = family.users[use]
-    await user.start()
-    outcomes = []
-
-    async def wait():
-        outcomes.append(await in_run(family, user.wait_closed))
-
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(wait)
-        await wait_all_tasks_blocked()
-        assert not outcomes
-        user.connection_lost(OSError("gone"))
-    assert isinstance(outcomes[0], ConnectionLostError)
-
-
-@pytest.mark.parametrize("use", USES)
-async def test_O21_while_opening_start_in_a_task_of_a_callback_raises(use):
-    """The connection may be waiting for that task."""
-    family = Family()
-    user = family.users[use]
-    family.stage = Stage()
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(user.start)
-        await family.stage.reached.wait()
-        assert isinstance(await in_run(family, user.start), OwnerTaskError)
-        assert user.state is OPENING
-        family.stage.let_go.set()
-    assert user.state is OPEN
-    await user.stop()
-
-
-@pytest.mark.parametrize("use", USES)
-async def test_O21_while_opening_stop_in_a_task_of_a_callback_cancels_the_attempt(use):
-    family = Family()
-    user = family.users[use]
-    family.stage = Stage()
-
-    async def start():
-        with pytest.raises(ConnectionStoppedError):
+async def test_O21_while_open_stop_in_a_task_of_a_callback_stops_and_waits():
+    for family, user in families():
+        for timeout in (0, 30, None):
+            print("timeout:", timeout)
             await user.start()
+            assert await in_run(family, partial(user.stop, timeout)) is None
+            assert user.state is CLOSED
+            assert not family.inner.is_acquired
 
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(start)
-        await family.stage.reached.wait()
-        assert await in_run(family, user.stop) is None
-    assert user.state is CLOSED
+
+async def test_O21_wait_closed_in_a_task_of_a_callback_waits_for_the_end():
+    for family, user in families():
+        await user.start()
+        outcomes = []
+
+        async def wait(family=family, user=user, outcomes=outcomes):
+            outcomes.append(await in_run(family, user.wait_closed))
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(wait)
+            await settle()
+            assert not outcomes
+            user.connection_lost(OSError("gone"))
+        assert isinstance(outcomes[0], ConnectionLostError)
+
+
+async def test_O21_while_opening_start_in_a_task_of_a_callback_raises():
+    """The connection may be waiting for that task."""
+    for family, user in families():
+        family.stage = Stage()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(user.start)
+            await family.stage.reached.wait()
+            assert isinstance(await in_run(family, user.start), OwnerTaskError)
+            assert user.state is OPENING
+            family.stage.let_go.set()
+        assert user.state is OPEN
+        await user.stop()
+
+
+async def test_O21_while_opening_stop_in_a_task_of_a_callback_cancels_the_attempt():
+    for family, user in families():
+        family.stage = Stage()
+
+        async def start(user=user):
+            with pytest.raises(ConnectionStoppedError):
+                await user.start()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(start)
+            await family.stage.reached.wait()
+            assert await in_run(family, user.stop) is None
+        assert user.state is CLOSED
 
 
 async def test_O21_start_in_a_task_of_a_callback_waits_for_the_close_and_opens_again():
@@ -550,7 +599,7 @@ async def test_O21_start_in_a_task_of_a_callback_waits_for_the_close_and_opens_a
         tg.start_soon(family.inner.stop)
         await closing.reached.wait()
         tg.start_soon(start)
-        await wait_all_tasks_blocked()
+        await settle()
         assert not connections
         closing.let_go.set()
     assert connections == [family.inner.connection]
@@ -558,9 +607,13 @@ async def test_O21_start_in_a_task_of_a_callback_waits_for_the_close_and_opens_a
     await family.inner.stop()
 
 
-@pytest.mark.parametrize("before", USES)
-@pytest.mark.parametrize("now", USES)
-async def test_O21_a_task_of_a_run_that_is_over_joins_and_stops_a_later_attempt(before, now):
+async def test_O21_a_task_of_a_run_that_is_over_joins_and_stops_a_later_attempt():
+    for before, now in product(USES, repeat=2):
+        print("before:", before, "now:", now)
+        await join_and_stop(before, now)
+
+
+async def join_and_stop(before, now):
     family = Family()
     await family.users[before].start()
     await family.users[before].stop()
@@ -576,7 +629,7 @@ async def test_O21_a_task_of_a_run_that_is_over_joins_and_stops_a_later_attempt(
         tg.start_soon(user.start)
         await family.stage.reached.wait()
         late.run(tg.start_soon, start)
-        await wait_all_tasks_blocked()
+        await settle()
         family.stage.let_go.set()
     assert connections == [user.connection]
     async with anyio.create_task_group() as tg:
