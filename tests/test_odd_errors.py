@@ -2,6 +2,8 @@
 
 The connections in this file are plain classes. Between them and the owner task, nothing else touches
 an exception.
+
+Tests of many cases print each one, so the last line that a failed test printed names its case.
 """
 
 import gc
@@ -14,6 +16,7 @@ from itertools import product
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from conftest import BACKENDS
 from probe import Probe, raises
 
 from ownertask import (
@@ -192,24 +195,39 @@ METHODS = [
 ]
 
 
+def cases(*choices):
+    """Yields all combinations, each printed before."""
+    for case in product(*choices):
+        print("case:", *case)
+        yield case
+
+
+@pytest.fixture
+def kinds_and_facts(anyio_backend):
+    """Returns pairs of what an attribute raises and the fact in a note.
+
+    In asyncio's debug mode, which is slow, only one pair.
+    """
+    pairs = list(product([KeyError, Custom], [None, "a fact"]))
+    return pairs[-1:] if anyio_backend[1].get("debug") else pairs
+
+
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", sorted({*METHODS, *PROPERTIES}))
-async def test_F1_an_exception_arrives_although_an_attribute_of_it_raises(name, phase, grace):
-    for kind, fact in product([KeyError, Custom], [None, "a fact"]):
+async def test_F1_an_exception_arrives_although_an_attribute_of_it_raises(phase, kinds_and_facts, grace):
+    for name, (kind, fact) in cases(sorted({*METHODS, *PROPERTIES}), kinds_and_facts):
         error = odd(name, kind)("no")
         await check(Fragile(phase, error, fact))
 
 
-@pytest.mark.parametrize("name", ["__getattr__", "__str__", "add_note", "with_traceback"])
-async def test_F1_a_base_exception_arrives_although_an_attribute_of_it_raises(name, grace):
-    for kind, fact in product([KeyError, Custom], [None, "a fact"]):
+async def test_F1_a_base_exception_arrives_although_an_attribute_of_it_raises(kinds_and_facts, grace):
+    names = ["__getattr__", "__str__", "add_note", "with_traceback"]
+    for name, (kind, fact) in cases(names, kinds_and_facts):
         await check(Fragile("opening", odd(name, kind, Custom)("no"), fact))
 
 
-@pytest.mark.parametrize("notes", [(), None, 3, {"a": "b"}, "text", [3, None]])
 @pytest.mark.parametrize("phase", PHASES)
-async def test_F1_an_exception_arrives_although_its_notes_are_not_a_list_of_texts(notes, phase, grace):
-    for fact in (None, "a fact"):
+async def test_F1_an_exception_arrives_although_its_notes_are_not_a_list_of_texts(phase, grace):
+    for notes, fact in cases([(), None, 3, {"a": "b"}, "text", [3, None]], [None, "a fact"]):
         error = OSError("no")
         error.__notes__ = notes
         await check(Fragile(phase, error, fact))
@@ -229,10 +247,12 @@ GROUP_METHODS = ["derive", "split", "subgroup", "exceptions", "message"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", [*GROUP_METHODS, "__getattribute__", "add_note"])
-async def test_F1_a_group_arrives_although_an_attribute_of_it_raises(name, phase, grace, monkeypatch):
+async def test_F1_a_group_arrives_although_an_attribute_of_it_raises(
+    phase, kinds_and_facts, grace, monkeypatch
+):
     monkeypatch.setattr(f"{__name__}.PROPERTIES", PROPERTIES | {"exceptions", "message"}, raising=True)
-    for kind, fact in product([KeyError, Custom], [None, "a fact"]):
+    names = [*GROUP_METHODS, "__getattribute__", "add_note"]
+    for name, (kind, fact) in cases(names, kinds_and_facts):
         one = odd(name, kind, BaseExceptionGroup)("one", [OSError("a")])
         leaf = BaseExceptionGroup.__dict__["exceptions"].__get__(one)[0]
         await check(Fragile(phase, one, fact), one, leaf)
@@ -240,25 +260,28 @@ async def test_F1_a_group_arrives_although_an_attribute_of_it_raises(name, phase
 
 
 @pytest.mark.parametrize("phase", ["opening", "open", "closing", "forced"])
-@pytest.mark.parametrize("name", ["derive", "split", "subgroup", "exceptions"])
-async def test_F1_an_odd_group_that_contains_a_cancellation_arrives(name, phase, grace, monkeypatch):
+async def test_F1_an_odd_group_that_contains_a_cancellation_arrives(phase, grace, monkeypatch):
     monkeypatch.setattr(f"{__name__}.PROPERTIES", PROPERTIES | {"exceptions"})
-    for kind in (KeyError, Custom):
+    for name, kind in cases(["derive", "split", "subgroup", "exceptions"], [KeyError, Custom]):
         leaf = OSError("real")
         group = odd(name, kind, BaseExceptionGroup)("mixed", [await cancelled(), leaf])
         await check(Fragile(phase, group), group, leaf)
 
 
-@pytest.mark.parametrize("phase", ["opening", "open", "closing", "forced"])
-@pytest.mark.parametrize("result", [None, 3, OSError("other")])
-async def test_F1_a_group_arrives_although_it_derives_something_else(result, phase, grace):
+async def test_F1_a_group_arrives_although_it_derives_something_else(grace):
     class Deriving(BaseExceptionGroup):
         def derive(self, excs):
-            return result
+            return self.result
 
-    leaf = OSError("real")
-    group = Deriving("mixed", [await cancelled(), leaf])
-    await check(Fragile(phase, group), group, leaf)
+    results = [None, 3, OSError("other")]
+    for phase, result in cases(["opening", "open", "closing", "forced"], results):
+        leaf = OSError("real")
+        group = Deriving("mixed", [await cancelled(), leaf])
+        group.result = result
+        await check(Fragile(phase, group), group, leaf)
+
+
+two_backends = pytest.mark.parametrize("anyio_backend", BACKENDS[:2], indirect=True)
 
 
 def nested(error, depth=3000):
@@ -267,6 +290,7 @@ def nested(error, depth=3000):
     return error
 
 
+@two_backends
 @pytest.mark.parametrize("phase", PHASES)
 async def test_F1_an_exception_in_three_thousand_nested_groups_arrives(phase, grace):
     leaf = OSError("leaf")
@@ -275,6 +299,7 @@ async def test_F1_an_exception_in_three_thousand_nested_groups_arrives(phase, gr
     await check(Fragile(phase, nested(two), "a fact"), two)
 
 
+@two_backends
 @pytest.mark.parametrize("phase", PHASES)
 async def test_F1_a_group_with_an_exception_at_each_of_three_thousand_levels_arrives(phase, grace):
     group = OSError("leaf")
@@ -322,17 +347,17 @@ def raising_log(request):
     logger.handlers[:], logger.filters[:] = handlers, filters
 
 
-@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
-@pytest.mark.parametrize("phase", PHASES)
-async def test_F1_a_failure_arrives_although_logging_raises(phase, level, raising_log, grace):
-    for kind in (LookupError, Custom):
+LEVELS = [logging.DEBUG, logging.WARNING]
+
+
+async def test_F1_a_failure_arrives_although_logging_raises(raising_log, grace):
+    for phase, kind, level in cases(PHASES, [LookupError, Custom], LEVELS):
         raising_log(kind, level)
         await check(Fragile(phase, OSError("no"), "a fact"))
 
 
-@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
-async def test_F1_a_connection_opens_and_closes_although_logging_raises(level, raising_log, grace):
-    for kind in (LookupError, Custom):
+async def test_F1_a_connection_opens_and_closes_although_logging_raises(raising_log, grace):
+    for kind, level in cases([LookupError, Custom], LEVELS):
         raising_log(kind, level)
         probe = Probe()
         for timeout in (None, 0):
@@ -489,13 +514,18 @@ class Thing:
 
 @pytest.fixture
 def without_collector(monkeypatch):
-    """Switches the garbage collector off, and the logger, because pytest keeps what is logged."""
+    """Switches the garbage collector off, and the logger, because pytest keeps what is logged.
+
+    A collection that the test asks for passes over all that is older than the test.
+    """
     monkeypatch.setattr(logging.getLogger("ownertask"), "disabled", True)
     gc.collect()
     gc.disable()
+    gc.freeze()
     yield
-    gc.enable()
     gc.collect()
+    gc.unfreeze()
+    gc.enable()
 
 
 async def left(references):
@@ -559,31 +589,31 @@ async def let_fail(manager, failure, waiters):
         await checkpoint()
 
 
-@pytest.mark.parametrize(
-    ("failure", "waiters"),
-    [*((failure, waiters) for failure in OURS for waiters in (1, 3)), ("closing", 0)],
-)
-async def test_F9_a_failed_manager_is_freed_without_garbage_collection(
-    failure, waiters, without_collector
-):
-    references = []
-
+async def test_F9_a_failed_manager_is_freed_without_garbage_collection(without_collector):
     async def use():
         manager = failing(failure, references)
         await let_fail(manager, failure, waiters)
         references.append(weakref.ref(manager._life.run))
 
-    await use()
-    assert await left(references) == []
+    for failure, waiters in [*product(OURS, (1, 3)), ("closing", 0)]:
+        print("failure:", failure, "waiters:", waiters)
+        references = []
+        await use()
+        assert await left(references) == []
 
 
-@pytest.mark.parametrize("method", ["wait_closed", "run", "connection"])
-@pytest.mark.parametrize("failure", FAILURES)
-async def test_F9_a_manager_is_freed_after_its_failure_was_raised(failure, method, without_collector):
+async def test_F9_a_manager_is_freed_after_its_failure_was_raised(without_collector):
     """An exception of the connection refers to the frames of its callers, so to the manager. Only the
     collector frees them."""
-    references = []
+    for failure, method in cases(FAILURES, ["wait_closed", "run", "connection"]):
+        references = []
+        await fail_and_raise(failure, method, references)
+        if failure not in OURS:
+            gc.collect()
+        assert await left(references) == []
 
+
+async def fail_and_raise(failure, method, references):
     opens = failure not in {"opening", "base exception", "start timeout"}
 
     async def hold(manager, *, task_status):
@@ -605,9 +635,6 @@ async def test_F9_a_manager_is_freed_after_its_failure_was_raised(failure, metho
             await call(manager.wait_closed)
 
     await use()
-    if failure not in OURS:
-        gc.collect()
-    assert await left(references) == []
 
 
 @pytest.mark.parametrize("method", ["start", "wait_closed", "run"])
@@ -852,9 +879,14 @@ CIRCLES = [
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("text", [(), ("the reason",)], ids=["without a text", "with a text"])
-@pytest.mark.parametrize("circle", CIRCLES)
-async def test_F14_an_exception_that_refers_to_itself_arrives(circle, text, phase, grace):
+async def test_F14_an_exception_that_refers_to_itself_arrives(phase, grace):
+    for circle in CIRCLES:
+        for text in [(), ("the reason",)]:
+            print("circle:", circle.__name__, "text:", text)
+            await fail_with_circle(circle, text, phase)
+
+
+async def fail_with_circle(circle, text, phase):
     errors = circle(text)
     group_or_leaf = [errors[0]]
     if isinstance(errors[0], BaseExceptionGroup):
@@ -880,9 +912,9 @@ async def test_F14_an_exception_without_a_text_is_shown_by_its_type():
         assert str(error) == f"fragile: the connection was lost: {shown}"
 
 
-@pytest.mark.parametrize("name", ["__str__", "__repr__", "__format__", "__getattribute__", "__cause__"])
-async def test_F14_a_loss_has_a_text_although_its_reason_has_none_that_can_be_read(name, grace):
-    for kind in (KeyError, Custom):
+async def test_F14_a_loss_has_a_text_although_its_reason_has_none_that_can_be_read(grace):
+    names = ["__str__", "__repr__", "__format__", "__getattribute__", "__cause__"]
+    for name, kind in cases(names, [KeyError, Custom]):
         error = odd(name, kind)("no")
         manager = Fragile("lost", error)
         await manager.start()
