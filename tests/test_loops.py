@@ -1,5 +1,8 @@
 """Tests for the ends of event loops, for two event loops in one thread, and for errors that must not
-reach an event loop."""
+reach an event loop.
+
+Tests of many cases print each one, so the last line that a failed test printed names its case.
+"""
 
 import asyncio
 import gc
@@ -8,10 +11,13 @@ import logging
 import sys
 import weakref
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import product
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from conftest import BACKENDS
 from probe import Probe, raises
 
 from ownertask import (
@@ -31,6 +37,13 @@ class Custom(BaseException):
 
 class Thing:
     """An object that weak references can refer to."""
+
+
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend",
+    [backend for backend in BACKENDS if backend.values[0][0] == "asyncio"],
+    indirect=True,
+)
 
 
 def run(function, anyio_backend):
@@ -129,30 +142,37 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@on_asyncio
 @pytest.mark.parametrize("home", ["asyncio", "trio"])
-async def test_F15_each_method_raises_in_the_other_loop_of_the_thread(home, call, asyncio_only):
-    probe = Probe()
+async def test_F15_each_method_raises_in_the_other_loop_of_the_thread(home):
     async with both_loops(home) as (at_home, abroad):
-        connection = await at_home(probe.__aenter__ if call == "exit" else probe.start)
-        with pytest.raises(WrongEventLoopError):
-            await abroad(lambda: CALLS[call](probe))
-        assert probe.state is OPEN
-        assert await at_home(probe.start) is connection
-        assert await at_home(lambda: read(probe)) is connection
+        for call in CALLS:
+            print("call:", call)
+            await call_abroad(call, at_home, abroad)
+
+
+async def call_abroad(call, at_home, abroad):
+    probe = Probe()
+    connection = await at_home(probe.__aenter__ if call == "exit" else probe.start)
+    with pytest.raises(WrongEventLoopError):
+        await abroad(lambda: CALLS[call](probe))
+    assert probe.state is OPEN
+    assert await at_home(probe.start) is connection
+    assert await at_home(lambda: read(probe)) is connection
+    await at_home(probe.stop)
+    assert probe.state is CLOSED
+    await abroad(probe.wait_closed)  # the run is over
+    await abroad(probe.start)
+    with pytest.raises(WrongEventLoopError):
         await at_home(probe.stop)
-        assert probe.state is CLOSED
-        await abroad(probe.wait_closed)  # the run is over
-        await abroad(probe.start)
-        with pytest.raises(WrongEventLoopError):
-            await at_home(probe.stop)
-        await abroad(probe.stop)
+    await abroad(probe.stop)
     assert probe.entered == probe.exited
     assert len(probe.entered) == 2
 
 
+@on_asyncio
 @pytest.mark.parametrize("home", ["asyncio", "trio"])
-async def test_F15_an_attempt_in_progress_cannot_be_used_in_the_other_loop(home, asyncio_only):
+async def test_F15_an_attempt_in_progress_cannot_be_used_in_the_other_loop(home):
     async with both_loops(home) as (at_home, abroad):
         probes = []
 
@@ -176,7 +196,8 @@ async def test_F15_an_attempt_in_progress_cannot_be_used_in_the_other_loop(home,
         assert probes[0].state is CLOSED
 
 
-async def test_F15_managers_of_both_loops_work_at_the_same_time(asyncio_only):
+@on_asyncio
+async def test_F15_managers_of_both_loops_work_at_the_same_time():
     async with guest() as in_trio:
         probes = {in_asyncio: Probe(), in_trio: Probe()}
         for loop, probe in probes.items():
@@ -195,8 +216,9 @@ async def test_F15_managers_of_both_loops_work_at_the_same_time(asyncio_only):
             assert probe.state is CLOSED
 
 
+@on_asyncio
 @pytest.mark.parametrize("home", ["asyncio", "trio"])
-async def test_F15_a_loss_can_be_reported_in_the_other_loop(home, asyncio_only):
+async def test_F15_a_loss_can_be_reported_in_the_other_loop(home):
     probe = Probe()
     async with both_loops(home) as (at_home, abroad):
         await at_home(probe.start)
@@ -210,8 +232,9 @@ async def test_F15_a_loss_can_be_reported_in_the_other_loop(home, asyncio_only):
         assert str(caught.value.__cause__) == "reset"
 
 
+@on_asyncio
 @pytest.mark.parametrize("home", ["asyncio", "trio"])
-async def test_F15_a_callback_can_read_the_connection_of_its_own_loop_only(home, asyncio_only):
+async def test_F15_a_callback_can_read_the_connection_of_its_own_loop_only(home):
     loop = asyncio.get_running_loop()
     probe = Probe()
     seen = {}
@@ -242,8 +265,9 @@ async def test_F15_a_callback_can_read_the_connection_of_its_own_loop_only(home,
         await at_home(probe.stop)
 
 
+@on_asyncio
 @pytest.mark.parametrize("home", ["asyncio", "trio"])
-async def test_F15_a_callback_in_either_loop_can_report_a_loss(home, asyncio_only):
+async def test_F15_a_callback_in_either_loop_can_report_a_loss(home):
     loop = asyncio.get_running_loop()
     async with both_loops(home) as (at_home, abroad):
         for side in ("asyncio", "trio"):
@@ -263,7 +287,8 @@ async def test_F15_a_callback_in_either_loop_can_report_a_loss(home, asyncio_onl
                 await at_home(probe.wait_closed)
 
 
-async def test_F15_an_inner_manager_of_one_loop_cannot_be_opened_in_the_other(asyncio_only):
+@on_asyncio
+async def test_F15_an_inner_manager_of_one_loop_cannot_be_opened_in_the_other():
     class Outer(ConnectionManager[object]):
         @asynccontextmanager
         async def open_connection(self):
@@ -349,16 +374,26 @@ def new_loop(options):
 
 @pytest.fixture
 def unraisable(monkeypatch):
-    """Returns a list of the exceptions that Python would print as unraisable."""
+    """Returns a list of the exceptions that Python would print as unraisable.
+
+    Collections pass over all that is older than the test, which makes them fast.
+    """
     gc.collect()
+    gc.freeze()
     found = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: found.append(repr(args.exc_value)))
-    return found
+    yield found
+    gc.unfreeze()
 
 
-@pytest.mark.parametrize("failed", [False, True])
 @pytest.mark.parametrize("end", ["stopped", "ended", "abandoned"])
-def test_F17_a_loop_is_freed_with_all_that_was_open_in_it(end, failed, anyio_backend, unraisable):
+def test_F17_a_loop_is_freed_with_all_that_was_open_in_it(end, anyio_backend, unraisable):
+    for failed in (False, True):
+        print("failed:", failed)
+        free_a_loop(end, failed, anyio_backend, unraisable)
+
+
+def free_a_loop(end, failed, anyio_backend, unraisable):
     name, options = anyio_backend
     opened = []
     references = []
@@ -436,23 +471,26 @@ async def wait_in(wait):
     return call(manager)
 
 
-@pytest.fixture
-def only_asyncio_abandons(anyio_backend_name):
-    if anyio_backend_name == "trio":
-        pytest.skip("trio ends all tasks before a run ends, also if it crashes")
+# Trio ends all tasks before a run ends, also if it crashes.
 
 
-@pytest.mark.parametrize("wait", WAITS)
+@on_asyncio
 def test_F18_a_waiting_task_that_is_collected_with_its_loop_prints_nothing(
-    wait, anyio_backend, only_asyncio_abandons, unraisable, caplog
+    anyio_backend, unraisable, caplog
 ):
-    collected = []
-    abandon(wait, anyio_backend[1], lambda coroutine: weakref.finalize(coroutine, collected.append, 1))
-    assert not collected
-    collect()
-    assert collected == [1]
-    assert unraisable == []
-    assert not caplog.records
+    for wait in WAITS:
+        print("wait:", wait)
+        collected = []
+        abandon(wait, anyio_backend[1], partial(note_collection, collected))
+        assert not collected
+        collect()
+        assert collected == [1]
+        assert unraisable == []
+        assert not caplog.records
+
+
+def note_collection(collected, coroutine):
+    weakref.finalize(coroutine, collected.append, 1)
 
 
 def abandon(wait, options, note):
@@ -471,19 +509,19 @@ def abandon(wait, options, note):
     loop.close()
 
 
-@pytest.mark.parametrize("wait", WAITS)
-def test_F18_a_waiting_call_can_be_closed_outside_of_any_loop(
-    wait, anyio_backend, only_asyncio_abandons, unraisable
-):
-    coroutines = []
-    abandon(wait, anyio_backend[1], coroutines.append)
-    [coroutine] = coroutines
-    coroutine.close()
-    assert coroutine.cr_frame is None
-    del coroutine
-    coroutines.clear()
-    collect()
-    assert unraisable == []
+@on_asyncio
+def test_F18_a_waiting_call_can_be_closed_outside_of_any_loop(anyio_backend, unraisable):
+    for wait in WAITS:
+        print("wait:", wait)
+        coroutines = []
+        abandon(wait, anyio_backend[1], coroutines.append)
+        [coroutine] = coroutines
+        coroutine.close()
+        assert coroutine.cr_frame is None
+        del coroutine
+        coroutines.clear()
+        collect()
+        assert unraisable == []
 
 
 @pytest.mark.parametrize("how", ["main returns", "main raises"])
@@ -510,7 +548,8 @@ def test_F24_the_end_of_a_loop_is_named_as_the_reason_of_a_loss(how, anyio_backe
     assert "from outside" not in text
 
 
-async def test_F24_a_cancellation_of_the_owner_by_other_code_is_named_as_before(asyncio_only):
+@on_asyncio
+async def test_F24_a_cancellation_of_the_owner_by_other_code_is_named_as_before():
     probe = Probe()
     await probe.start()
     [owner] = [task for task in asyncio.all_tasks() if task.get_name() == "owner task of probe"]
@@ -734,20 +773,23 @@ def check_careless(kind, end, anyio_backend):
             assert manager.state is CLOSED
         return "done"
 
+    print("kind:", kind.__name__, "end:", end)
     assert run(main, anyio_backend) == "done"
+
+
+ENDS = ["stopped", "forced", "lost"]
+
+
+def test_F7_only_its_own_run_fails_if_a_connection_leaves_its_scopes_broken(anyio_backend):
+    for kind, end in product(CARELESS, ENDS):
+        check_careless(kind, end, anyio_backend)
     gc.collect()
 
 
-@pytest.mark.parametrize("end", ["stopped", "forced", "lost"])
-@pytest.mark.parametrize("kind", CARELESS)
-def test_F7_only_its_own_run_fails_if_a_connection_leaves_its_scopes_broken(kind, end, anyio_backend):
-    check_careless(kind, end, anyio_backend)
-
-
-@pytest.mark.parametrize("end", ["stopped", "forced", "lost"])
-@pytest.mark.parametrize("kind", CARELESS_ON_TRIO)
-def test_F7_only_its_own_run_fails_if_a_connection_leaves_its_nurseries_broken(kind, end):
-    check_careless(kind, end, ("trio", {}))
+def test_F7_only_its_own_run_fails_if_a_connection_leaves_its_nurseries_broken():
+    for kind, end in product(CARELESS_ON_TRIO, ENDS):
+        check_careless(kind, end, ("trio", {}))
+    gc.collect()
 
 
 def raise_it(kind):
@@ -782,10 +824,9 @@ def raising_log(request):
     logger.handlers[:], logger.filters[:] = handlers, filters
 
 
-@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
 @pytest.mark.parametrize("end", ["stopped", "closing raises", "lost", "opening raises", "stuck"])
-def test_F7_logging_that_raises_affects_nothing(end, level, raising_log, anyio_backend, grace):
-    async def main(kind):
+def test_F7_logging_that_raises_affects_nothing(end, raising_log, anyio_backend, grace):
+    async def main(kind, level):
         raising_log(kind, level)
         let_go = anyio.Event()
 
@@ -817,5 +858,6 @@ def test_F7_logging_that_raises_affects_nothing(end, level, raising_log, anyio_b
             assert probe.state is CLOSED
         return "done"
 
-    for kind in (LookupError, Custom):
-        assert run(lambda kind=kind: main(kind), anyio_backend) == "done"
+    for kind, level in product([LookupError, Custom], [logging.DEBUG, logging.WARNING]):
+        print("the log raises", kind.__name__, "from level", level)
+        assert run(partial(main, kind, level), anyio_backend) == "done"
