@@ -1,4 +1,7 @@
-"""Tests for `async with manager`: blocks are counted, and the last one to exit stops the manager."""
+"""Tests for `async with manager`: blocks are counted, and the last one to exit stops the manager.
+
+Tests of many cases print each one, so the last line that a failed test printed names its case.
+"""
 
 import gc
 import weakref
@@ -13,6 +16,13 @@ from probe import Probe, Stage, raises
 from ownertask import ConnectionLostError, ConnectionState, StartTimeoutError
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
+
+
+async def settle():
+    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
+    for _ in range(20):
+        await checkpoint()
+    await wait_all_tasks_blocked()
 
 
 class Block:
@@ -42,7 +52,7 @@ class Block:
 
     async def exit(self):
         self.leave()
-        await wait_all_tasks_blocked()
+        await settle()
         assert self.is_over
 
 
@@ -57,7 +67,7 @@ async def begin_to_enter(task_group, probe):
     """Returns a block whose task waits for the connection."""
     block = Block(probe)
     task_group.start_soon(block)
-    await wait_all_tasks_blocked()
+    await settle()
     assert block.connection is None
     return block
 
@@ -76,7 +86,7 @@ async def lose(probe):
 # Counting.
 
 
-@pytest.mark.parametrize("depth", [2, 3, 10])
+@pytest.mark.parametrize("depth", [2, 10])
 async def test_F10_blocks_can_be_nested_and_the_outermost_exit_stops(depth):
     probe = Probe()
     connections = [await probe.__aenter__() for _ in range(depth)]
@@ -129,7 +139,7 @@ async def test_F10_blocks_that_enter_at_the_same_time_share_an_attempt():
     async with anyio.create_task_group() as tg:
         blocks = [await begin_to_enter(tg, probe) for _ in range(3)]
         opening.let_go.set()
-        await wait_all_tasks_blocked()
+        await settle()
         assert {block.connection for block in blocks} == {probe.connection}
         for block in blocks[:-1]:
             await block.exit()
@@ -226,7 +236,7 @@ async def test_F10_a_start_that_joins_an_attempt_of_a_block_does_not_keep_the_co
     async with anyio.create_task_group() as tg:
         blocks = [await begin_to_enter(tg, probe) for _ in range(2)]
         tg.start_soon(probe.start)
-        await wait_all_tasks_blocked()
+        await settle()
         opening.let_go.set()
         await blocks[0].exit()
         assert await probe.start() is blocks[0].connection  # joins the open connection
@@ -262,9 +272,9 @@ async def test_F10_if_the_start_that_began_the_attempt_goes_away_the_run_belongs
         if how == "timed out":
             await expire.wait()
         else:
-            await wait_all_tasks_blocked()
+            await settle()
             scope.cancel()
-        await wait_all_tasks_blocked()
+        await settle()
         assert probe.state is OPENING
         opening.let_go.set()
         await blocks[0].exit()
@@ -288,9 +298,9 @@ async def test_F10_a_start_that_only_joined_may_go_away_and_the_connection_stays
         await opening.reached.wait()
         block = await begin_to_enter(tg, probe)
         tg.start_soon(join)
-        await wait_all_tasks_blocked()
+        await settle()
         scope.cancel()
-        await wait_all_tasks_blocked()
+        await settle()
         opening.let_go.set()
         await block.exit()
         assert probe.connection is block.connection
@@ -314,10 +324,10 @@ async def test_F10_a_start_that_began_the_attempt_may_go_away_in_the_tick_of_suc
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(begin)
-        await wait_all_tasks_blocked()
+        await settle()
         blocks = [await begin_to_enter(tg, probe) for _ in range(2)]
         joined.set()
-        await wait_all_tasks_blocked()
+        await settle()
         assert scope.cancelled_caught
         await blocks[0].exit()
         assert probe.connection is blocks[1].connection
@@ -438,7 +448,7 @@ async def exited_with_the_id_of_a_user():
         async with anyio.create_task_group() as many:  # at once, so that each has another id
             for _ in range(300):
                 many.start_soon(exit_if_the_id_is_the_same, done)
-            await wait_all_tasks_blocked()
+            await settle()
             done.set()
         # An imposter had no entry, so it exited the block of the run that is over.
         assert probe.connection is connection
@@ -481,8 +491,13 @@ async def test_F10_the_task_of_a_block_is_referenced_weakly(anyio_backend_name):
 
 
 @pytest.mark.parametrize("end", ["stop", "loss", "failure to close"])
-@pytest.mark.parametrize("restart", ["start", "run", "block", "same task"])
-async def test_F10_a_late_exit_does_not_stop_a_later_run(end, restart):
+async def test_F10_a_late_exit_does_not_stop_a_later_run(end):
+    for restart in ("start", "run", "block", "same task"):
+        print("restart:", restart)
+        await restart_and_exit_late(end, restart)
+
+
+async def restart_and_exit_late(end, restart):
     probe = Probe()
     async with anyio.create_task_group() as tg:
         late = [await enter(tg, probe) for _ in range(2)]
@@ -529,7 +544,7 @@ async def test_F10_blocks_of_two_runs_exit_in_any_order():
         assert probe.state is CLOSED
 
 
-@pytest.mark.within(60)
+@pytest.mark.within(20)
 @pytest.mark.parametrize("where", ["one task", "a task for each"])
 async def test_F10_entries_without_exits_do_not_pile_up(where):
     probe = Probe()
@@ -537,7 +552,7 @@ async def test_F10_entries_without_exits_do_not_pile_up(where):
     async def enter_and_stop():
         await probe.__aenter__()
         await probe.__aenter__()
-        await probe.stop()
+        await probe.stop(timeout=None)  # trio remembers for a while when a timeout would have expired
 
     async def repeat(times):
         for _ in range(times):
@@ -551,8 +566,8 @@ async def test_F10_entries_without_exits_do_not_pile_up(where):
         return len(gc.get_objects())
 
     before = await repeat(20)
-    after = await repeat(1000)
-    assert after - before < 200
+    after = await repeat(200)
+    assert after - before < 100
 
     async with anyio.create_task_group() as tg:
         user = await enter(tg, probe)
@@ -574,7 +589,7 @@ async def test_F10_a_block_that_is_cancelled_while_it_enters_is_not_counted():
         blocks = [await begin_to_enter(tg, probe) for _ in range(4)]
         for number in (0, 2):  # the block that began the attempt, and one that joined it
             blocks[number].scope.cancel()
-        await wait_all_tasks_blocked()
+        await settle()
         assert probe.state is OPENING
         opening.let_go.set()
         await blocks[1].exit()
@@ -595,7 +610,7 @@ async def test_F10_a_block_that_is_cancelled_in_the_tick_of_success_is_not_count
     async with anyio.create_task_group() as tg:
         blocks = [await begin_to_enter(tg, probe) for _ in range(3)]
         entering.set()
-        await wait_all_tasks_blocked()
+        await settle()
         assert blocks[0].scope.cancelled_caught
         await blocks[1].exit()
         assert probe.connection is blocks[2].connection
@@ -616,7 +631,7 @@ async def test_F10_blocks_that_cannot_enter_are_not_counted(failure):
         async with anyio.create_task_group() as tg:
             for _ in range(3):
                 tg.start_soon(fail_to_enter)
-            await wait_all_tasks_blocked()
+            await settle()
             if failure == "cancelled":
                 tg.cancel_scope.cancel()
             elif failure == "stopped":
@@ -646,9 +661,9 @@ async def test_F10_a_block_that_is_cancelled_behind_a_close_is_not_counted():
         await closing.reached.wait()
         cancelled, second = [await begin_to_enter(tg, probe) for _ in range(2)]
         cancelled.scope.cancel()
-        await wait_all_tasks_blocked()
+        await settle()
         closing.let_go.set()
-        await wait_all_tasks_blocked()
+        await settle()
         assert second.connection is probe.connection
         await first.exit()
         assert probe.connection is second.connection
@@ -669,7 +684,7 @@ async def test_F10_an_exit_in_the_tick_of_success_does_not_stop_a_block_that_wai
         for _ in range(3):
             tg.start_soon(enter_and_exit)
         await opening.reached.wait()
-        await wait_all_tasks_blocked()
+        await settle()
         opening.let_go.set()
     assert len(connections) == 3
     assert len(set(connections)) == 1
@@ -687,10 +702,10 @@ async def test_F10_an_exit_of_an_earlier_run_does_not_stop_blocks_that_wait_behi
         waiting = [await begin_to_enter(tg, probe) for _ in range(2)]
         for block in first:
             block.leave()
-        await wait_all_tasks_blocked()
+        await settle()
         assert {block.connection for block in waiting} == {None}
         closing.let_go.set()
-        await wait_all_tasks_blocked()
+        await settle()
         assert all(block.is_over for block in first)
         assert {block.connection for block in waiting} == {probe.connection}
         await waiting[0].exit()
@@ -709,7 +724,7 @@ async def test_F10_blocks_can_enter_while_the_last_exit_closes_the_connection():
         await closing.reached.wait()
         later = [await begin_to_enter(tg, probe) for _ in range(2)]
         closing.let_go.set()
-        await wait_all_tasks_blocked()
+        await settle()
         assert first.is_over
         assert {block.connection for block in later} == {probe.connection} != {first.connection}
         await later[0].exit()

@@ -1,4 +1,7 @@
-"""Tests for managers that are used in several threads, and for signal handlers."""
+"""Tests for managers that are used in several threads, and for signal handlers.
+
+Tests of many cases print each one, so the last line that a failed test printed names its case.
+"""
 
 import asyncio
 import os
@@ -70,8 +73,9 @@ def in_threads(*functions, switch_interval=None):
     try:
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + 20
         for thread in threads:
-            thread.join(20)
+            thread.join(max(0, deadline - time.monotonic()))
     finally:
         sys.setswitchinterval(before)
     assert not [thread.name for thread in threads if thread.is_alive()]
@@ -96,7 +100,7 @@ def test_F2_many_threads_can_each_run_managers_in_their_own_loops(mix):
             async with probe:
                 assert probe.state is OPEN
 
-        for _ in range(5):
+        for _ in range(2):
             run(main, loop)
         return "done"
 
@@ -146,7 +150,10 @@ CALLS = {
 }
 
 
-def begin_in_two_threads(loops, calls, managers, *, rounds=10):
+ROUNDS = 3
+
+
+def begin_in_two_threads(loops, calls, managers):
     """Lets two threads begin at the same time. Returns each manager that began, and each error."""
     both = threading.Barrier(2)
     outcomes = []
@@ -168,7 +175,7 @@ def begin_in_two_threads(loops, calls, managers, *, rounds=10):
                     await manager.stop()
 
         try:
-            for _ in range(rounds):
+            for _ in range(ROUNDS):
                 run(main, loops[index])
                 both.wait(5)
         except BaseException:
@@ -176,26 +183,37 @@ def begin_in_two_threads(loops, calls, managers, *, rounds=10):
             raise
 
     in_threads(partial(work, 0), partial(work, 1), switch_interval=1e-6)
-    assert len(outcomes) == 2 * rounds
+    assert len(outcomes) == 2 * ROUNDS
     return outcomes
 
 
-@pytest.mark.parametrize("calls", list(product(CALLS, repeat=2)), ids="-".join)
-@pytest.mark.parametrize("loops", list(product(FAMILIES, repeat=2)), ids="-".join)
-def test_F3_only_one_of_two_threads_gets_a_manager(loops, calls):
-    probe = Probe()
-    outcomes = begin_in_two_threads(loops, calls, [probe, probe])
-    won = [outcome for outcome in outcomes if outcome is probe]
-    refused = [outcome for outcome in outcomes if outcome is not probe]
-    assert [type(error) for error in refused] == [WrongEventLoopError] * 10
-    assert len(won) == 10
-    assert probe.entered == probe.exited
-    assert len(probe.entered) == 10
-    assert probe.state is CLOSED
+PAIRS = list(product(FAMILIES, repeat=2))
+in_two_loops = pytest.mark.parametrize("loops", PAIRS, ids="-".join)
 
 
-@pytest.mark.parametrize("managers", ["one manager", "an inner manager"])
-@pytest.mark.parametrize("loops", list(product(FAMILIES, repeat=2)), ids="-".join)
+@in_two_loops
+def test_F3_only_one_of_two_threads_gets_a_manager(loops):
+    for calls in product(CALLS, repeat=2):
+        print("calls:", *calls)
+        probe = Probe()
+        outcomes = begin_in_two_threads(loops, calls, [probe, probe])
+        won = [outcome for outcome in outcomes if outcome is probe]
+        refused = [outcome for outcome in outcomes if outcome is not probe]
+        assert [type(error) for error in refused] == [WrongEventLoopError] * ROUNDS
+        assert len(won) == ROUNDS
+        assert probe.entered == probe.exited
+        assert len(probe.entered) == ROUNDS
+        assert probe.state is CLOSED
+
+
+@pytest.mark.parametrize(
+    ("loops", "managers"),
+    [
+        *((loops, "one manager") for loops in PAIRS),
+        *((loops, "an inner manager") for loops in PAIRS if len(set(loops)) == 2),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 def test_F3_one_of_two_starts_is_refused_if_another_thread_starts_at_any_line(loops, managers):
     """Before each line of a start, this thread stands still while another thread starts.
 
@@ -286,26 +304,30 @@ class Outer(ConnectionManager[object]):
             yield connection
 
 
-@pytest.mark.parametrize("loops", list(product(FAMILIES, repeat=2)), ids="-".join)
+@in_two_loops
 def test_F3_only_one_of_two_managers_in_two_threads_gets_an_inner_one(loops):
     inner = Probe(name="inner")
     outers = [Outer(inner, "first"), Outer(inner, "second")]
     outcomes = begin_in_two_threads(loops, ("start", "start"), outers)
     errors = [outcome for outcome in outcomes if outcome not in outers]
-    assert [isinstance(error, RuntimeError) and "inner" in str(error) for error in errors] == [True] * 10
+    assert [isinstance(error, RuntimeError) and "inner" in str(error) for error in errors] == [
+        True
+    ] * ROUNDS
     assert inner.entered == inner.exited
-    assert len(inner.entered) == 10
+    assert len(inner.entered) == ROUNDS
 
 
-@pytest.mark.parametrize("loops", list(product(FAMILIES, repeat=2)), ids="-".join)
+@in_two_loops
 def test_F3_a_manager_is_either_started_or_lent_if_two_threads_try_both(loops):
     inner = Probe(name="inner")
     outer = Outer(inner, "outer")
     outcomes = begin_in_two_threads(loops, ("start", "start"), [inner, outer])
     errors = [outcome for outcome in outcomes if outcome is not inner and outcome is not outer]
-    assert [isinstance(error, RuntimeError) and "inner" in str(error) for error in errors] == [True] * 10
+    assert [isinstance(error, RuntimeError) and "inner" in str(error) for error in errors] == [
+        True
+    ] * ROUNDS
     assert inner.entered == inner.exited
-    assert len(inner.entered) == 10
+    assert len(inner.entered) == ROUNDS
 
 
 # Reading in another thread.
@@ -408,13 +430,14 @@ SEQUENCES = {
 }
 
 
-@pytest.mark.parametrize("function", SEQUENCES, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("loop", LOOPS)
-def test_F11_at_each_line_another_thread_reads_a_state_that_was_and_its_exception(loop, function):
-    probe = Probe()
-    rows = observed(probe, lambda: function(probe), loop)
-    assert len(rows) > 30
-    check_rows(rows, SEQUENCES[function])
+def test_F11_at_each_line_another_thread_reads_a_state_that_was_and_its_exception(loop):
+    for function, expected in SEQUENCES.items():
+        print("case:", function.__name__)
+        probe = Probe()
+        rows = observed(probe, partial(function, probe), loop)
+        assert len(rows) > 30
+        check_rows(rows, expected)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -500,7 +523,7 @@ def test_F12_a_loss_reported_in_a_signal_handler_wakes_an_idle_loop(loop, how):
     async def main():
         await probe.start()
         if how == "timer":
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
         else:
             killer.start()
         with pytest.raises(ConnectionLostError) as caught:
@@ -509,7 +532,7 @@ def test_F12_a_loss_reported_in_a_signal_handler_wakes_an_idle_loop(loop, how):
         assert str(caught.value.__cause__) == "signal"
 
     def kill():
-        time.sleep(0.1)  # the loop should be idle by now, otherwise the test passes for nothing
+        time.sleep(0.05)  # the loop should be idle by now, otherwise the test passes for nothing
         os.kill(os.getpid(), signal.SIGALRM)
 
     killer = threading.Thread(target=kill, name="killer", daemon=True)
@@ -548,7 +571,7 @@ def test_F12_a_loss_while_opening_reported_in_a_signal_handler_wakes_an_idle_loo
         probe.connection_lost(OSError("signal"))
 
     async def main():
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(ConnectionLostError):
             await probe.start()
         times["woken"] = time.monotonic()
@@ -588,20 +611,20 @@ ABROAD = {
 }
 
 
-@pytest.mark.parametrize("call", ABROAD)
-@pytest.mark.parametrize("abroad", LOOPS)
-async def test_F23_each_method_raises_in_the_loop_of_another_thread(abroad, call):
-    probe = Probe()
-    connection = await probe.__aenter__()
+async def test_F23_each_method_raises_in_the_loop_of_another_thread():
+    for abroad, call in product(LOOPS, ABROAD):
+        print("abroad:", abroad, "call:", call)
+        probe = Probe()
+        connection = await probe.__aenter__()
 
-    async def use():
-        with pytest.raises(WrongEventLoopError):
-            await ABROAD[call](probe)
+        async def use(probe=probe, call=call):
+            with pytest.raises(WrongEventLoopError):
+                await ABROAD[call](probe)
 
-    await anyio.to_thread.run_sync(run, use, abroad)
-    assert probe.connection is connection
-    await probe.stop()
-    assert probe.state is CLOSED
+        await anyio.to_thread.run_sync(run, use, abroad)
+        assert probe.connection is connection
+        await probe.stop()
+        assert probe.state is CLOSED
 
 
 async def test_F23_threads_without_a_loop_can_read_the_connection():
