@@ -1,13 +1,19 @@
-"""Tests for how long `start()`, `stop()` and `run()` wait, and what ends the wait."""
+"""Tests for how long `start()`, `stop()` and `run()` wait, and what ends the wait.
+
+Tests of many cases print each one, so the last line that a failed test printed names its case.
+"""
 
 import asyncio
 import contextvars
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import product
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
+from conftest import BACKENDS
 from probe import Probe, Stage, raises
 from proof import clocks
 
@@ -22,7 +28,19 @@ from ownertask import (
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend",
+    [backend for backend in BACKENDS if backend.values[0][0] == "asyncio"],
+    indirect=True,
+)
 virtual = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
+
+
+async def settle():
+    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
+    for _ in range(20):
+        await checkpoint()
+    await wait_all_tasks_blocked()
 
 
 def run_for_a_day(function, *, clock):
@@ -47,7 +65,7 @@ async def stuck():
     yield create
     for stage in stages:
         stage.let_go.set()
-    await wait_all_tasks_blocked()
+    await settle()
 
 
 # F6: cancelling run() is like cancelling stop().
@@ -60,17 +78,22 @@ async def let_go_and_wait(probe, *stages):
     assert not probe.is_acquired
 
 
-@pytest.mark.parametrize("apart", range(1, 6))
-async def test_F6_a_second_native_cancellation_of_run_ends_its_wait_at_once(apart, asyncio_only, stuck):
-    closing = stuck()
+@on_asyncio
+async def test_F6_a_second_native_cancellation_of_run_ends_its_wait_at_once(stuck):
+    for apart in range(1, 6):
+        print("apart:", apart)
+        await cancel_twice(apart, stuck())
+
+
+async def cancel_twice(apart, closing):
     probe = Probe(closing=closing)
     running = asyncio.create_task(probe.run())
-    await wait_all_tasks_blocked()
+    await settle()
     running.cancel()
     for _ in range(apart):
         await checkpoint()
     running.cancel()
-    await wait_all_tasks_blocked()
+    await settle()
     assert running.done()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -79,7 +102,8 @@ async def test_F6_a_second_native_cancellation_of_run_ends_its_wait_at_once(apar
     assert probe.state is CLOSED
 
 
-async def test_F6_the_first_native_cancellation_of_run_forces_the_close_and_waits(asyncio_only, stuck):
+@on_asyncio
+async def test_F6_the_first_native_cancellation_of_run_forces_the_close_and_waits(stuck):
     cancelled, cleaned_up = Stage(), stuck()
 
     async def close():
@@ -90,13 +114,13 @@ async def test_F6_the_first_native_cancellation_of_run_forces_the_close_and_wait
 
     probe = Probe(closing=close)
     running = asyncio.create_task(probe.run())
-    await wait_all_tasks_blocked()
+    await settle()
     running.cancel()
     await cleaned_up.reached.wait()  # nothing set cancelled.let_go
-    await wait_all_tasks_blocked()
+    await settle()
     assert not running.done()
     running.cancel()
-    await wait_all_tasks_blocked()
+    await settle()
     assert running.done()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -109,7 +133,7 @@ def test_F6_two_native_cancellations_of_run_propagate_although_the_owner_is_stuc
         closing = Stage(shield=True)
         probe = Probe(closing=closing)
         running = asyncio.create_task(probe.run())
-        await wait_all_tasks_blocked()
+        await settle()
         began = anyio.current_time()
         running.cancel()
         await closing.reached.wait()
@@ -129,12 +153,13 @@ def test_F6_two_native_cancellations_of_run_propagate_although_the_owner_is_stuc
     assert "could not be stopped" in record.getMessage()
 
 
+@on_asyncio
 @pytest.mark.parametrize("phase", ["stopping", "lost", "forced"])
-async def test_F6_run_can_be_cancelled_twice_while_the_connection_is_closing(phase, asyncio_only, stuck):
+async def test_F6_run_can_be_cancelled_twice_while_the_connection_is_closing(phase, stuck):
     closing = stuck()
     probe = Probe(closing=closing)
     running = asyncio.create_task(probe.run())
-    await wait_all_tasks_blocked()
+    await settle()
     stopping = []
     if phase == "lost":
         probe.connection_lost(OSError("gone"))
@@ -142,10 +167,10 @@ async def test_F6_run_can_be_cancelled_twice_while_the_connection_is_closing(pha
         stopping.append(asyncio.create_task(probe.stop(0 if phase == "forced" else None)))
     await closing.reached.wait()
     running.cancel()
-    await wait_all_tasks_blocked()
+    await settle()
     assert not running.done()
     running.cancel()
-    await wait_all_tasks_blocked()
+    await settle()
     assert running.done()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -156,8 +181,9 @@ async def test_F6_run_can_be_cancelled_twice_while_the_connection_is_closing(pha
     assert probe.state is (FAILED if phase == "lost" else CLOSED)
 
 
+@on_asyncio
 @pytest.mark.parametrize("first", ["scope", "native"])
-async def test_F6_run_can_be_cancelled_by_a_scope_and_natively(first, asyncio_only, stuck):
+async def test_F6_run_can_be_cancelled_by_a_scope_and_natively(first, stuck):
     closing = stuck()
     probe = Probe(closing=closing)
     scope = anyio.CancelScope()
@@ -167,12 +193,12 @@ async def test_F6_run_can_be_cancelled_by_a_scope_and_natively(first, asyncio_on
             await probe.run()
 
     running = asyncio.create_task(run_in_scope())
-    await wait_all_tasks_blocked()
+    await settle()
     (scope if first == "scope" else running).cancel()
-    await wait_all_tasks_blocked()
+    await settle()
     assert not running.done()
     (running if first == "scope" else scope).cancel()
-    await wait_all_tasks_blocked()
+    await settle()
     # The wait is shielded from scopes, and a native cancellation ends it.
     assert running.done() == (first == "scope")
     running.cancel()
@@ -182,7 +208,8 @@ async def test_F6_run_can_be_cancelled_by_a_scope_and_natively(first, asyncio_on
     await let_go_and_wait(probe, closing)
 
 
-async def test_F6_an_error_while_closing_does_not_replace_the_cancellation_of_run(asyncio_only, stuck):
+@on_asyncio
+async def test_F6_an_error_while_closing_does_not_replace_the_cancellation_of_run(stuck):
     closing = stuck()
 
     async def fail_to_close():
@@ -193,10 +220,10 @@ async def test_F6_an_error_while_closing_does_not_replace_the_cancellation_of_ru
     for times in (1, 2):
         closing = stuck()
         running = asyncio.create_task(probe.run())
-        await wait_all_tasks_blocked()
+        await settle()
         for _ in range(times):
             running.cancel()
-            await wait_all_tasks_blocked()
+            await settle()
         assert running.done() == (times == 2)
         closing.let_go.set()
         with pytest.raises(asyncio.CancelledError):
@@ -276,17 +303,13 @@ async def seconds_to_close(manager, waiting):
         return anyio.current_time() - began
 
 
+EXPECTED = {None: 30, 300: 30, 30.5: 30, float("inf"): 30, 30: 30, 5: 5, 0: 0}
+
+
 @virtual
 @pytest.mark.parametrize("where", ["child", "grandchild", "callback"])
-@pytest.mark.parametrize("depth", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("timeout", "expected"),
-    [(None, 30), (300, 30), (30.5, 30), (float("inf"), 30), (30, 30), (5, 5), (0, 0)],
-)
-def test_F20_stop_inside_a_connection_whose_exit_waits_for_the_caller_is_bounded(
-    clock, where, depth, timeout, expected
-):
-    async def main():
+def test_F20_stop_inside_a_connection_whose_exit_waits_for_the_caller_is_bounded(clock, where):
+    async def main(depth, timeout, expected):
         waiting = manager = WaitsForItsTask(where)
         for _ in range(depth):
             manager = Outer(manager)
@@ -297,7 +320,9 @@ def test_F20_stop_inside_a_connection_whose_exit_waits_for_the_caller_is_bounded
             {"returned"} if where == "callback" else {"CancelledError", "Cancelled"}
         )
 
-    run_for_a_day(main, clock=clock)
+    for depth, (timeout, expected) in product([0, 1, 2], EXPECTED.items()):
+        print("depth:", depth, "timeout:", timeout)
+        run_for_a_day(partial(main, depth, timeout, expected), clock=clock)
 
 
 @virtual
@@ -313,7 +338,7 @@ def test_F20_the_bound_of_a_call_from_inside_applies_if_another_call_waits_longe
 
             began = anyio.current_time()
             tg.start_soon(seconds_to_close, waiting, waiting)
-            await wait_all_tasks_blocked()
+            await settle()
             tg.start_soon(stop_from_outside)
         assert 30 <= anyio.current_time() - began < 31
         assert waiting.state is CLOSED
@@ -427,30 +452,26 @@ async def test_an_error_raised_after_the_timeout_of_start_is_the_cause_of_the_ex
     assert probe.exception.__cause__ is caught.value.__cause__
 
 
+FAILURES = {
+    (3,): 3,
+    (3, 4): 4,
+    (4, 3): 4,
+    (3, 3): 3,
+    (3, 0): 3,
+    (3, None): None,
+    (None, 3): None,
+    (3, 9): None,
+    (3, 4, 9): None,
+    (None, 0, 0): None,
+}
+
+
 @virtual
-@pytest.mark.parametrize(
-    ("timeouts", "failure"),
-    [
-        ([3], 3),
-        ([3, 4], 4),
-        ([4, 3], 4),
-        ([3, 3], 3),
-        ([3, 0], 3),
-        ([3, None], None),
-        ([None, 3], None),
-        ([3, 9], None),
-        ([3, 4, 9], None),
-        ([None, 0, 0], None),
-    ],
-    ids=str,
-)
-def test_the_last_start_that_waits_decides_whether_its_timeout_ends_the_attempt(
-    clock, timeouts, failure
-):
+def test_the_last_start_that_waits_decides_whether_its_timeout_ends_the_attempt(clock):
     async def open_in_five_seconds():
         await anyio.sleep(5)
 
-    async def main():
+    async def main(timeouts, failure):
         probe = Probe(open_in_five_seconds)
         connections = []
 
@@ -477,7 +498,9 @@ def test_the_last_start_that_waits_decides_whether_its_timeout_ends_the_attempt(
             assert probe.exception.timeout == failure
         assert len(probe.entered) == 1
 
-    run_for_a_day(main, clock=clock)
+    for timeouts, failure in FAILURES.items():
+        print("timeouts:", timeouts)
+        run_for_a_day(partial(main, timeouts, failure), clock=clock)
 
 
 @virtual
@@ -487,7 +510,7 @@ def test_a_timeout_does_not_end_an_attempt_that_run_or_a_block_waits_for(clock, 
         probe = Probe(lambda: anyio.sleep(5))
         async with anyio.create_task_group() as tg:
             tg.start_soon(probe.run if other == "run" else probe.__aenter__)
-            await wait_all_tasks_blocked()
+            await settle()
             with pytest.raises(StartTimeoutError):
                 await probe.start(3)
             assert probe.state is OPENING
@@ -576,7 +599,7 @@ async def test_a_start_during_the_cleanup_of_an_attempt_that_timed_out_opens_aga
         tg.start_soon(time_out)
         await cleaning_up.reached.wait()
         tg.start_soon(start)
-        await wait_all_tasks_blocked()
+        await settle()
         assert len(probe.entered) == 1
         cleaning_up.let_go.set()
     assert connections == [probe.connection]
@@ -615,7 +638,7 @@ async def test_stop_after_a_timeout_has_ended_the_attempt_still_returns(stuck):
         tg.start_soon(start)
         await cleaning_up.reached.wait()
         tg.start_soon(probe.stop)
-        await wait_all_tasks_blocked()
+        await settle()
         cleaning_up.let_go.set()
     assert probe.state in {CLOSED, FAILED}
     assert (probe.exception is None) == (probe.state is CLOSED)
