@@ -86,7 +86,7 @@ async def lose(probe):
 # Counting.
 
 
-@pytest.mark.parametrize("depth", [2, 10])
+@pytest.mark.parametrize("depth", [2, 3, 10])
 async def test_F10_blocks_can_be_nested_and_the_outermost_exit_stops(depth):
     probe = Probe()
     connections = [await probe.__aenter__() for _ in range(depth)]

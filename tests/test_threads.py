@@ -206,14 +206,8 @@ def test_F3_only_one_of_two_threads_gets_a_manager(loops):
         assert probe.state is CLOSED
 
 
-@pytest.mark.parametrize(
-    ("loops", "managers"),
-    [
-        *((loops, "one manager") for loops in PAIRS),
-        *((loops, "an inner manager") for loops in PAIRS if len(set(loops)) == 2),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
-)
+@in_two_loops
+@pytest.mark.parametrize("managers", ["one manager", "an inner manager"])
 def test_F3_one_of_two_starts_is_refused_if_another_thread_starts_at_any_line(loops, managers):
     """Before each line of a start, this thread stands still while another thread starts.
 
