@@ -10,6 +10,7 @@ import sys
 import anyio
 from mcp import StdioServerParameters
 
+from ownertask import ConnectionLostError
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
 PROGRAM = "import sys; print('no license found', file=sys.stderr)"
@@ -22,8 +23,8 @@ async def main() -> None:
     transport = StdioConnectionManager(server, errlog)
     try:
         await SessionConnectionManager(transport).start()
-    except Exception as error:  # noqa: BLE001 - the SDK's error, whose name differs in mcp 1.x and 2.x
-        print(type(error).__name__, *error.__notes__, sep="\n- ")
+    except ConnectionLostError as error:
+        print(error, *error.__notes__, sep="\n- ")
     print(f"errlog: {errlog.getvalue()!r}")
     print(f"stderr_tail: {transport.stderr_tail!r}")
 

@@ -6,7 +6,7 @@ All methods and attributes of an exception may be overridden, and may raise. So 
 
 from typing import Any, Final, TypeGuard
 
-__all__ = ["exceptions_of", "is_group", "leaves", "reason"]
+__all__ = ["exceptions_of", "is_group", "leaves", "reason", "text_of"]
 
 # Any: descriptors. Looking up the attributes on the exception itself could call overridden methods.
 _cause: Final[Any] = BaseException.__dict__["__cause__"]
@@ -62,21 +62,22 @@ def _reason_of_leaf(leaf: BaseException) -> str:
     error: BaseException | None = leaf
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        text = _text(error)
+        text = " ".join(line.strip() for line in text_of(error).splitlines()).strip()
         if text:
-            return _without_secrets(text)
+            # The text of a KeyError is only the key.
+            return _without_secrets(f"KeyError: {text}" if type(error) is KeyError else text)
         cause: BaseException | None = _cause.__get__(error)
         # Timeouts are raised from cancellations, which explain nothing.
         error = leaves(cause)[0] if cause is not None and issubclass(type(cause), Exception) else None
     return type(leaf).__name__
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """Returns the text of an exception, or an empty one if `str()` raises."""
     try:
-        text = " ".join(line.strip() for line in str(error).splitlines()).strip()
+        return str(error)
     except BaseException:  # noqa: BLE001 - a foreign method may raise anything
         return ""
-    return f"KeyError: {text}" if type(error) is KeyError else text  # its own text is only the key
 
 
 def _without_secrets(text: str) -> str:

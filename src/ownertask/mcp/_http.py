@@ -7,7 +7,7 @@ exception that the SDK sees. It works on a copy and never modifies the caller's 
 
 import re
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from copy import copy
 from http import HTTPStatus
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 from anyio import CancelScope, get_cancelled_exc_class
 from typing_extensions import override
 
+from .._reason import leaves, text_of
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from httpx2 import AsyncByteStream, AsyncClient, Auth, Request, Response
     from mcp.shared._httpx_utils import McpHttpClientFactory
 
-__all__ = ["HttpConnectionManager", "Traffic", "check_http_type", "checked_url", "leaves", "shown_url"]
+__all__ = ["HttpConnectionManager", "Traffic", "check_http_type", "checked_url", "shown_url"]
 
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A valid name of a header or of an authentication scheme."""
@@ -172,7 +173,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         """Adds all known facts as notes, and removes secrets from the text of the error."""
         if refusal is not None:
             self._add_fact(refusal)
-        for leaf in leaves(error) if error is not None else ():
+        for leaf in leaves(error):
             if isinstance(leaf, _sdk.http.HTTPError):
                 with suppress(Exception):  # an exception can raise anything when it is used
                     _make_presentable(leaf)
@@ -262,7 +263,7 @@ class Traffic:
         if isinstance(error, _sdk.http.TransportError):
             self._lose(error)
         else:
-            first_line = _text_of(error).partition("\n")[0]
+            first_line = text_of(error).partition("\n")[0]
             self.refusal = f"a response could not be processed: {type(error).__name__}: {first_line}"
 
 
@@ -307,21 +308,6 @@ def _status(response: "Response") -> str:
     return text if scheme is None else f"{text}, WWW-Authenticate: {scheme[0]}"
 
 
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yields the exceptions in a group, at any depth, or the exception itself if it is not a group."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        found = waiting.pop()
-        if id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, BaseExceptionGroup):
-            waiting.extend(reversed(cast("BaseExceptionGroup[BaseException]", found).exceptions))
-        else:
-            yield found
-
-
 def _make_presentable(error: BaseException) -> None:
     """Removes user info, query and fragment from the URLs in an error's text; changes nothing else."""
     response = error.response if isinstance(error, _sdk.http.HTTPStatusError) else None
@@ -342,15 +328,8 @@ def _reason_of(error: BaseException) -> str | None:
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
-        if text := _text_of(found):
+        if text := text_of(found):
             return None if found is error else f"{type(found).__name__}: {text}"
         seen.add(id(found))
         found = found.__cause__ or found.__context__
     return None
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - an exception can raise anything when it is used
-        return ""

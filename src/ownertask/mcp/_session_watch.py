@@ -16,7 +16,7 @@ from anyio import (
     get_cancelled_exc_class,
 )
 
-from ._http import leaves
+from .._reason import leaves
 from .streams import TransportStreams, watched, watched_for_writing
 
 __all__ = ["SessionWatch"]

@@ -6,18 +6,18 @@ stderr would block.
 """
 
 import codecs
-import logging
 import os
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, Protocol, TextIO, cast
 
 import anyio
 
+from .._log import WARNING, log
+
 __all__ = ["ErrorLog", "StderrTail", "piped_stderr"]
 
-logger = logging.getLogger("ownertask")
 
 TAIL_BYTES: Final = 8192
 """How much of a server's stderr is kept: a traceback or two."""
@@ -119,14 +119,10 @@ def _passing_on(name: str, errlog: ErrorLog | None, tail: StderrTail) -> _PassOn
             flush = getattr(errlog, "flush", None)
             if flush is not None:
                 flush()
-        except Exception:  # no error of errlog may affect the server
+        except Exception as error:  # noqa: BLE001 - no error of errlog may affect the server
             errlog = None
-            with suppress(Exception):  # neither may an error of a logging handler
-                logger.warning(
-                    "%s: writing the server's stderr to errlog failed; the rest is not written",
-                    name,
-                    exc_info=True,
-                )
+            message = "%s: writing the server's stderr to errlog failed; the rest is not written"
+            log(WARNING, message, name, exc_info=error)
 
     return pass_on
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from .._arguments import checked_timeout
+from .._reason import leaves
 from . import _sdk
-from ._http import HttpConnectionManager, Traffic, leaves
+from ._http import HttpConnectionManager, Traffic
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
