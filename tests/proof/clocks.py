@@ -3,6 +3,7 @@
 import asyncio
 import selectors
 import sys
+from math import inf
 
 import anyio
 
@@ -56,23 +57,102 @@ if sys.platform != "win32":  # uvloop has no Windows version, and its clock cann
     CLOCKS.append("uvloop")
 
 
-def run(function, *args, clock):
-    """Runs `function` with `anyio.run()`.
+def trio_options():
+    """Returns options for a virtual clock. Tasks are scheduled in the same order each time."""
+    import trio.testing
 
-    Time is virtual, except on uvloop. trio schedules tasks in the same order each time.
-    """
-    if clock == "trio":
-        import trio.testing
+    run_module = trio._core._run
+    run_module._ALLOW_DETERMINISTIC_SCHEDULING = True
+    run_module._r.seed(0)
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    sleep_time = clock.deadline_to_sleep_time
 
-        run_module = trio._core._run
-        run_module._ALLOW_DETERMINISTIC_SCHEDULING = True
-        run_module._r.seed(0)
-        options = {"clock": trio.testing.MockClock(autojump_threshold=0)}
-        return anyio.run(function, *args, backend="trio", backend_options=options)
+    class Watch(trio.abc.Instrument):
+        has_polled = False
+
+        def before_task_step(self, task):
+            self.has_polled = False
+
+    def detect_deadlock(deadline):
+        if deadline < inf:
+            return sleep_time(deadline)
+        if watch.has_polled:
+            raise Deadlock
+        watch.has_polled = True  # a callback may be scheduled, which only shows when trio polls
+        return 0
+
+    watch = Watch()
+    clock.deadline_to_sleep_time = detect_deadlock
+    return {"clock": clock, "instruments": [watch]}
+
+
+def loop_factory(clock):
     if clock == "uvloop":
         import uvloop
 
-        factory = uvloop.new_event_loop
-    else:
-        factory = JumpingEventLoop if clock == "asyncio" else eager_jumping_event_loop
-    return anyio.run(function, *args, backend_options={"loop_factory": factory})
+        return uvloop.new_event_loop
+    return JumpingEventLoop if clock == "asyncio" else eager_jumping_event_loop
+
+
+def run(function, *args, clock):
+    """Runs `function` with `anyio.run()`. Time is virtual, except on uvloop."""
+    if clock == "trio":
+        import trio
+
+        try:
+            return anyio.run(function, *args, backend="trio", backend_options=trio_options())
+        except trio.TrioInternalError as error:
+            if isinstance(error.__cause__, Deadlock):
+                raise error.__cause__ from None
+            raise
+    return anyio.run(function, *args, backend_options={"loop_factory": loop_factory(clock)})
+
+
+def run_and_abandon(function, *args, clock):
+    """Runs `function` until it awaits its last argument, a function. Then the loop ends at once.
+
+    An asyncio loop is closed while tasks wait. A trio run crashes, which cancels all tasks.
+    """
+    if clock == "trio":
+        crash_trio(function, args)
+        return
+    loop = loop_factory(clock)()
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
+    finished = loop.create_future()
+
+    async def abandon():
+        finished.set_result(None)
+        await loop.create_future()
+
+    def end_early(task):
+        if not finished.done():
+            finished.set_exception(task.exception())
+
+    loop.create_task(function(*args, abandon)).add_done_callback(end_early)
+    try:
+        loop.run_until_complete(finished)
+    finally:
+        loop.close()
+
+
+def crash_trio(function, args):
+    import trio
+
+    class Crash(Exception):  # noqa: N818 - short, and never seen
+        pass
+
+    async def crash():
+        raise Crash
+
+    async def abandon():
+        trio.lowlevel.spawn_system_task(crash)
+        await trio.sleep_forever()
+
+    try:
+        anyio.run(function, *args, abandon, backend="trio", backend_options=trio_options())
+    except trio.TrioInternalError as error:
+        cause = error.__cause__
+        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+            [cause] = cause.exceptions
+        if not isinstance(cause, Crash):  # something else crashed trio
+            raise

@@ -4,22 +4,18 @@
 """
 
 import asyncio
-import os
 from functools import partial
 
 import anyio
-import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from proof import clocks
 from proof.model import Call, Model
+from proof.search import clock, innermost, let_all_tasks_run, searched
 from proof.sweep import Boom, RecordingManager, is_asyncio
 
 from ownertask import ConnectionLostError, NotConnectedError
-
-PROFILE = os.environ.get("OWNERTASK_PROOF")
-IS_LONG = PROFILE == "long"
 
 # These values never add up to the same time, so no two deadlines coincide.
 START_TIMEOUTS = [None, 3.07]
@@ -39,18 +35,6 @@ steps = st.one_of(
     st.tuples(st.sampled_from(["lose", "crash", "cancel owner"]), st.none()),
     st.tuples(st.just("pass time"), st.sampled_from(DURATIONS)),
 )
-clock = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
-
-
-def searched(examples):
-    return settings(
-        max_examples=examples * 30 if IS_LONG else examples,
-        deadline=None,
-        database=None,
-        derandomize=not IS_LONG,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate] if PROFILE == "mutants" else [Phase.generate, Phase.shrink],
-    )
 
 
 class Harness:
@@ -174,11 +158,6 @@ class Harness:
         self.tasks.cancel_scope.cancel()
 
 
-async def let_all_tasks_run():
-    for _ in range(60):
-        await checkpoint()
-
-
 @clock
 def test_the_manager_matches_the_model_whenever_no_task_can_run(clock, record_property):
     taken = 0
@@ -242,11 +221,7 @@ def test_the_guarantees_hold_when_calls_and_failures_race(clock, record_property
 
 
 def run(main, sequence, clock):
-    """Runs a sequence. Raises the innermost exception, by which hypothesis tells failures apart."""
     try:
         clocks.run(main, sequence, clock=clock)
     except BaseExceptionGroup as group:
-        error = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+        raise innermost(group) from None

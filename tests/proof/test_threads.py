@@ -4,6 +4,7 @@ The seed determines what each thread does, but not in which order the threads ru
 most failures, but not all. `OWNERTASK_SEED` sets the seed. `nox -s proof` runs each test for minutes.
 """
 
+import logging
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from contextlib import suppress
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from proof.search import IS_LONG
 from proof.threads import JOIN_TIMEOUT, KINDS, LOOPS, Crew, fork_and_check, run_and_abandon, run_loop
 
 from ownertask import (
@@ -29,7 +31,7 @@ from ownertask import (
 )
 
 SEED = int(os.environ.get("OWNERTASK_SEED") or random.randrange(2**32))
-SECONDS = 60 if os.environ.get("OWNERTASK_PROOF") == "long" else 1
+SECONDS = 40 if IS_LONG else 1
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
 
@@ -100,10 +102,16 @@ class Around(ConnectionManager[object]):
 def crew(record_property):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads then change places within a function, not only between them
+    logger = logging.getLogger("ownertask")
+    logger.propagate = False  # pytest would keep thousands of records of losses
+    handler = logging.NullHandler()
+    logger.addHandler(handler)
     try:
         yield Crew(SEED, SECONDS, record_property)
     finally:
         sys.setswitchinterval(interval)
+        logger.propagate = True
+        logger.removeHandler(handler)
 
 
 def test_F2_forty_threads_each_use_managers_in_their_own_loops(crew):

@@ -12,6 +12,7 @@ import traceback
 
 import anyio
 from conftest import eager_event_loop
+from proof.search import innermost
 
 # Linux, macOS and Windows start a thread of another test process within this time, even under load.
 JOIN_TIMEOUT = 30
@@ -43,12 +44,6 @@ def run_and_abandon(kind, function, *args):
         return loop.run_until_complete(function(*args))
     finally:
         loop.close()
-
-
-def innermost(error):
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class Crew:
