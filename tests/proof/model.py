@@ -50,7 +50,6 @@ class Model:
             queued.is_stopped = True
         self.stoppers.append(call)
         if self.state == "opening":
-            self.is_lost = False
             self.end(None, "ConnectionStoppedError")
         elif self.state == "open" and not at_once:
             self.close(force_at)
@@ -86,13 +85,13 @@ class Model:
     def lose(self, force_at):
         if self.state == "opening":
             self.is_lost = True
+            self.end(None, "ConnectionLostError")
         elif self.state == "open":
             self.is_lost = True
             self.close(force_at)
 
     def crash(self):
         if self.state == "opening":
-            self.is_lost = False  # an error while opening takes precedence over a loss
             self.end("Boom", "Boom")
         elif self.state == "open":
             self.is_lost = True
@@ -119,7 +118,7 @@ class Model:
                 if first in self.queued:
                     self.queued.remove(first)
                 else:
-                    self.leave(first)
+                    self.leave(first, "StartTimeoutError")
             elif self.state == "closing" and self.force_at <= now:
                 self.force()
             else:
@@ -142,11 +141,10 @@ class Model:
         elif opening == "fail":
             self.end("Boom", "Boom")
 
-    def leave(self, call):
+    def leave(self, call, failure=None):
         self.starters.remove(call)
         if not self.starters:
-            self.is_lost = False
-            self.end(None)
+            self.end(failure)
 
     def close(self, force_at):
         closing, self.next_close = self.next_close, "ok"

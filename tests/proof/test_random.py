@@ -23,16 +23,19 @@ STOP_TIMEOUTS = [0, 5.3, 300.0]
 DURATIONS = [1.0, 4.01, 40.003]
 LOSS_TIMEOUT = 30.0
 
+outcomes = st.sampled_from(["ok", "fail", "hang", "hang"])
 steps = st.one_of(
     st.tuples(st.just("start"), st.none()),
     st.tuples(st.just("start"), st.sampled_from(START_TIMEOUTS)),
+    st.tuples(st.just("start and hang"), st.sampled_from(START_TIMEOUTS)),
     st.tuples(st.just("stop"), st.sampled_from(STOP_TIMEOUTS)),
+    st.tuples(st.just("stop and hang"), st.sampled_from(STOP_TIMEOUTS)),
     st.tuples(st.just("wait_closed"), st.none()),
     st.tuples(st.just("cancel"), st.integers(0, 3)),
     st.tuples(st.just("cancel natively"), st.integers(0, 3)),
-    st.tuples(st.just("next_open"), st.sampled_from(["ok", "fail", "hang", "hang"])),
-    st.tuples(st.just("next_close"), st.sampled_from(["ok", "fail", "hang", "hang"])),
-    st.tuples(st.sampled_from(["lose", "crash", "cancel owner"]), st.none()),
+    st.tuples(st.sampled_from(["next_open", "next_close"]), outcomes),
+    st.tuples(st.just("lose"), st.sampled_from([None, Boom("reported")])),
+    st.tuples(st.sampled_from(["crash", "cancel owner"]), st.none()),
     st.tuples(st.just("pass time"), st.sampled_from(DURATIONS)),
 )
 
@@ -85,6 +88,9 @@ class Harness:
     def do(self, step, argument):
         live = [call for call in self.calls if not call.is_over]
         now = anyio.current_time()
+        if step.endswith(" and hang"):
+            step = step.removesuffix(" and hang")
+            self.do("next_open" if step == "start" else "next_close", "hang")
         if step in {"start", "stop", "wait_closed"}:
             self.begin_call(step, argument, now)
         elif step.startswith("cancel") and step != "cancel owner":
@@ -104,7 +110,7 @@ class Harness:
             self.script[step] = argument
             setattr(self.model, step, argument)
         elif step == "lose":
-            self.manager.connection_lost()
+            self.manager.connection_lost(argument)
             self.model.lose(now + LOSS_TIMEOUT)
         elif step == "crash":
             if self.manager.crash is not None:
