@@ -141,10 +141,12 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session
 def proof(session: nox.Session) -> None:
-    """Runs the long search: pairs of interruptions, and some hundred thousand random steps."""
+    """Runs the long searches: pairs of interruptions, random steps, and threads, for minutes each."""
     session.install(".[test]", SDKS["2"])
-    search = ("tests/proof/test_sweep.py", "tests/proof/test_random.py")
-    session.run(*PYTEST, *search, env={"OWNERTASK_PROOF": "long"})
+    names = ("sweep", "random", "nested", "odd", "signals", "threads")
+    search = [f"tests/proof/test_{name}.py" for name in names]
+    options = ("-o", "faulthandler_timeout=600")  # a search takes longer than the usual timeout
+    session.run(*PYTEST, *options, *search, env={"OWNERTASK_PROOF": "long"})
 
 
 @nox.session

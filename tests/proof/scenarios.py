@@ -105,6 +105,37 @@ async def enter(world):
     world.check("3: the block was exited, but the owner task is alive", run is None or run.is_over)
 
 
+async def enter_concurrently(world):
+    """Uses a block in another task. Interrupting the caller must neither cancel nor close it."""
+    try:
+        async with world.manager:
+            await world.check_stays_open(1)
+    except anyio.get_cancelled_exc_class():
+        world.problems.append("6: another block was cancelled")
+        raise
+    except Exception as error:
+        world.check(f"another block raised {error!r}", world.may_raise(error, starting=True))
+
+
+async def enter_and_leave_at_once(world):
+    async with world.manager as connection:
+        world.check("the block was entered without a connection", connection is not None)
+
+
+async def start_and_run_out_of_time(world):
+    try:
+        await world.checked_start(2 * world.unit)
+    except StartTimeoutError:
+        failed = isinstance(world.manager.exception, StartTimeoutError)
+        world.check("the attempt ran out of time, but has not failed", failed or world.interruptions)
+        raise
+
+
+async def run_directly(world):
+    with suppress(ConnectionStoppedError, ConnectionLostError):
+        await world.manager.run()
+
+
 async def restart(world):
     await world.checked_stop()
     await world.checked_start()
@@ -148,7 +179,7 @@ SCENARIOS = {
         start, opening=failing, others=[start_concurrently], outcome=Boom, allowed=Boom
     ),
     "start with a timeout": scenario(
-        start_within(2),
+        start_and_run_out_of_time,
         opening=seconds(9),
         bound=2,
         outcome=StartTimeoutError,
@@ -198,6 +229,7 @@ SCENARIOS = {
     ),
     "stop with a shielded close": scenario(
         stop_within(1),
+        second_cancellation_ends_wait=True,
         prepare=start_beforehand,
         closing=seconds(3, shield=True),
         bound=3,
@@ -212,7 +244,17 @@ SCENARIOS = {
         stop_bound=0,
         allowed=ConnectionStoppedError,
     ),
-    "async with": scenario(enter),
+    "async with": scenario(enter, only_blocks=True),
+    "async with in two tasks": scenario(
+        enter_and_leave_at_once, others=[enter_concurrently], bound=1, only_blocks=True
+    ),
+    "async with in three tasks, and a slow close": scenario(
+        enter_and_leave_at_once,
+        others=[enter_concurrently, enter_concurrently],
+        closing=seconds(3),
+        bound=4,
+        only_blocks=True,
+    ),
     "restart": scenario(restart, prepare=start_beforehand),
     "restart with a slow close": scenario(
         restart, prepare=start_beforehand, closing=seconds(3), bound=3
@@ -227,6 +269,14 @@ SCENARIOS = {
     ),
     "start and stop": scenario(start_then_stop),
     "run": scenario(run_in_a_group, closing=seconds(1), bound=1, is_forced=True, has_task_group=True),
+    "run with a shielded close": scenario(
+        run_directly,
+        others=[stop_two_seconds_later],
+        closing=seconds(3, shield=True),
+        bound=5,
+        is_forced=True,
+        second_cancellation_ends_wait=True,
+    ),
     "wait_closed": scenario(
         wait_closed, prepare=start_beforehand, others=[stop_two_seconds_later], bound=2
     ),

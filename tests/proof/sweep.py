@@ -172,7 +172,9 @@ class Scenario:
         bound: How long a `start()` may take.
         stop_bound: How long a `stop()` may take; `None` means the same as `bound`.
         is_forced: Whether the close may be cancelled even without an interruption.
+        only_blocks: Whether only `async with` blocks use the manager, so that the last one closes it.
         has_task_group: Whether the caller opens a task group.
+        second_cancellation_ends_wait: Whether a second native cancellation of the caller ends its wait.
         outcome: The exception that the caller raises without an interruption, if any.
         allowed: Exceptions that `start()` may raise in any case.
         create_manager: The manager's class.
@@ -188,7 +190,9 @@ class Scenario:
         bound=0.0,
         stop_bound=None,
         is_forced=False,
+        only_blocks=False,
         has_task_group=False,
+        second_cancellation_ends_wait=False,
         outcome=None,
         allowed=(),
         create_manager=RecordingManager,
@@ -200,7 +204,9 @@ class Scenario:
         self.bound = bound
         self.stop_bound = bound if stop_bound is None else stop_bound
         self.is_forced = is_forced
+        self.only_blocks = only_blocks
         self.has_task_group = has_task_group
+        self.second_cancellation_ends_wait = second_cancellation_ends_wait
         self.outcome = outcome
         self.allowed = allowed
         self.create_manager = create_manager
@@ -219,6 +225,7 @@ class World:
         self.lost = []
         self.lost_while_opening = []
         self.interruptions_while_open = []
+        self.cancelled_again_at = None
         self.interruptions = []
         self.points = Counter()
         self.is_armed = False
@@ -264,6 +271,8 @@ class World:
         if self.is_open():
             self.interruptions_while_open.append((interruption.kind, anyio.current_time()))
         getattr(self, interruption.kind)()
+        if self.was_cancelled_again():
+            self.cancelled_again_at = anyio.current_time()
 
     def caller_scope_is_cancelled(self):
         self.caller_scope.cancel()
@@ -459,6 +468,9 @@ async def run_case(scenario, plan, *, unit):
     async def call():
         with suppress(asyncio.CancelledError):  # a native cancellation ends only this task
             await call_in_scope()
+        if world.cancelled_again_at is not None and scenario.second_cancellation_ends_wait:
+            waited = anyio.current_time() - world.cancelled_again_at
+            world.check(f"7: waited {waited:.2f} s after a second cancellation", waited < 1e-6)
         if is_asyncio():
             check_cancelling()
 
@@ -553,6 +565,10 @@ async def check_end(world, records):
         is_lost = world.lost or world.was_interrupted_by(*LOSSES)
         allowed = is_lost or world.was_cancelled_again() or world.stops_by_others
         world.check("1: an owner task is still alive", allowed)
+    world.check(
+        "1: every block has exited, but the connection is open",
+        not (world.scenario.only_blocks and world.is_open()),
+    )
     await manager.stop()
     world.check("3: stop() returned, but the owner task is alive", world.is_over())
     while world.stops_by_others:
@@ -570,6 +586,11 @@ async def check_end(world, records):
         world.check(
             "a loss is not in the `exception` of its run", isinstance(run.exception, ConnectionLostError)
         )
+    for run in world.lost_while_opening:
+        if len(world.interruptions) == 1 and not world.scenario.allowed:
+            error = run.exception
+            is_reason = isinstance(error, ConnectionLostError) and isinstance(error.__cause__, Boom)
+            world.check(f"a loss while opening, but the `exception` is {error!r}", is_reason)
     for run in world.runs:
         world.check("a waiting call is left", not run._wake_ups)
         world.check("an owner task is left", run.is_over and run._task is None and run.starters == 0)
