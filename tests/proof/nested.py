@@ -24,7 +24,6 @@ from ownertask import (
 )
 
 COUNT = 4
-TURNS = 40  # of the event loop; no change takes longer, unless it waits
 ALIVE = {ConnectionState.OPENING, ConnectionState.OPEN, ConnectionState.CLOSING}
 
 
@@ -70,8 +69,10 @@ class Nested(ConnectionManager[object]):
         outcome = "ok" if self.world.is_ending else next(self.script, "ok")
         if outcome == "hang":
             await anyio.sleep_forever()
+        if outcome == "slow":
+            await anyio.sleep(2.5)
         await checkpoint()
-        if outcome != "ok":
+        if outcome not in {"ok", "slow"}:
             errors.append((outcome, ODD[outcome]()))
             raise errors[-1][1]
 
@@ -176,7 +177,7 @@ class Call:
         self.scope = self.task = self.error = None
         self.leave = anyio.Event()
         self.is_inside = self.is_over = self.is_cancelled = self.has_connection = False
-        self.exited = None
+        self.joined = self.exited = None
 
     @property
     def waits_for_run(self):
@@ -184,11 +185,18 @@ class Call:
 
 
 class World:
-    """The managers, and the calls that were made to them in the present event loop."""
+    """The managers, and the calls that were made to them in the present event loop.
 
-    def __init__(self, *, exact):
+    Args:
+        exact: Whether all tasks run until they are idle after each step, so that its effect is exact.
+        turns: How many iterations of the event loop that takes.
+    """
+
+    def __init__(self, *, exact, turns=40):
         self.generation = 0
         self.exact = exact
+        self.turns = turns
+        self.is_settled = False
         self.problems = []
         self.roots = []
         self.managers = [Nested(self, number) for number in range(COUNT)]
@@ -315,6 +323,8 @@ class World:
         call = Call(kind, manager)
         if manager.is_alive:
             call.run = manager.root
+        if manager.state is ConnectionState.OPENING:
+            call.joined = manager.root
         functions = {
             "start": partial(self.start, call, argument),
             "stop": partial(manager.stop, argument),
@@ -330,11 +340,18 @@ class World:
 
     # Steps.
 
+    async def settle(self):
+        await let_all_tasks_run(self.turns)
+        self.is_settled = True
+
     async def do(self, step, first, second, turns):
+        self.is_settled = False
         if step == "pass time":
             await anyio.sleep(first)
         elif step in {"start", "stop", "wait_closed", "run", "enter", "enter only"}:
             await self.do_call(step, first, second)
+        elif step == "enter instead":
+            await self.do_enter_instead(first)
         elif step == "exit":
             await self.do_exit(first)
         elif step == "exit only":
@@ -357,7 +374,8 @@ class World:
             await checkpoint()
             self.check_any_time()
         if self.exact:
-            await let_all_tasks_run(TURNS)
+            if not self.is_settled:
+                await self.settle()
             self.check_idle()
 
     def open_inside(self, number, numbers):
@@ -375,7 +393,7 @@ class World:
         before = self.snapshot()
         was_lent, was_alive = manager.user is not None, manager.is_alive
         call = self.call(step, number, argument)
-        await let_all_tasks_run(TURNS)
+        await self.settle()
         if step not in {"stop", "wait_closed"}:
             must_refuse = was_lent or (step == "run" and was_alive)
             is_refused = self.is_refused(call)
@@ -385,6 +403,15 @@ class World:
                 root.begun_by = call
         if not was_alive and (was_lent or step in {"stop", "wait_closed"}):
             self.check(before == self.snapshot(), f"{step}() changed a manager that is not running")
+
+    async def do_enter_instead(self, number):
+        """Joins the attempt of a start() with a block, and cancels that start()."""
+        await self.do_call("start", number, None)
+        start = self.calls[-1]
+        await self.do_call("enter", number, None)
+        if not start.is_over:
+            start.scope.cancel()
+            await self.settle()
 
     async def do_exit(self, number):
         blocks = [call for call in self.calls if call.is_inside]
@@ -403,17 +430,17 @@ class World:
         """Checks that the last exit stops the run that a block began, and that no other exit does."""
         if not self.exact:
             return
-        await let_all_tasks_run(TURNS)
+        await self.settle()
         manager, run = call.manager, call.exited
         state = before[self.managers.index(manager)][0]
-        if run is None or run is not manager.root or state is not ConnectionState.OPEN:
-            is_last = begun_by_block = False
-        else:
-            is_last = run not in [entered for _, entered in manager.entries]
-            begun_by_block = self.is_begun_by_block(run)
-        if is_last and begun_by_block:
+        is_in_use = run is not None and run is manager.root and state in ALIVE
+        is_last = is_in_use and run not in [entered for _, entered in manager.entries]
+        begun_by_block = is_last and self.is_begun_by_block(run)
+        if is_in_use and state is not ConnectionState.OPEN:
+            return  # it is closing, and a cancelled exit forces that
+        if begun_by_block:
             self.check(manager.state is not ConnectionState.OPEN, "the last exit did not stop the run")
-        elif not is_last or begun_by_block is False:
+        elif begun_by_block is False:
             self.check(before == self.snapshot(), "an exit closed a connection in use")
 
     def is_begun_by_block(self, run):
@@ -423,8 +450,8 @@ class World:
             return None
         if begun_by.has_connection:
             return begun_by.kind.startswith("enter")
-        joined = [call.kind for call in self.calls if call.run is run and call is not begun_by]
-        return None if {"start", "run"} & set(joined) else True
+        joined = [call for call in self.calls if call.joined is run and call.kind.startswith("enter")]
+        return True if joined else None
 
     async def do_cancel(self, step, number):
         pending = [call for call in self.calls if not call.is_over and call.scope is not None]
@@ -448,7 +475,7 @@ class World:
     async def check_lost(self, run):
         if not self.exact or run is None:
             return
-        await let_all_tasks_run(TURNS)
+        await self.settle()
         state = run.manager.state
         is_running = run.manager.root is run and not run.is_over
         ends = state not in {ConnectionState.OPENING, ConnectionState.OPEN}
@@ -461,7 +488,7 @@ class World:
             return
         run = runs[-1 - number % len(runs)]
         manager = run.members[which % len(run.members)]
-        await let_all_tasks_run(TURNS)
+        await self.settle()
         is_over, before = run.is_over, self.snapshot()
 
         async def report():
@@ -472,7 +499,7 @@ class World:
             context.run(self.spawn, report)
         else:
             context.run(run_now, report())
-        await let_all_tasks_run(TURNS)
+        await self.settle()
         if is_over:
             name = manager.name
             self.check(
@@ -532,10 +559,10 @@ class World:
         self.is_ending = True  # from now on, each stage succeeds
         for call in self.calls:
             call.leave.set()
-        await let_all_tasks_run(TURNS)
+        await self.settle()
         for manager in self.managers:
             await manager.stop(5.3)
-        await let_all_tasks_run(TURNS)
+        await self.settle()
         for manager in self.managers:
             self.check(not manager.is_alive, f"{manager.name} was stopped, but is {manager.state}")
             self.check(manager.user is None, f"{manager.name} is still lent")

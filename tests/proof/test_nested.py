@@ -42,7 +42,7 @@ preparations = st.one_of(
 )
 steps = st.one_of(calls, calls, ends_of_calls, losses, preparations)
 # How one manager's stages go, one after another.
-outcomes = st.one_of(st.sampled_from(["ok", "ok", "hang"]), odd)
+outcomes = st.one_of(st.sampled_from(["ok", "ok", "slow", "hang"]), odd)
 scripts = st.lists(st.lists(outcomes, min_size=5, max_size=5), min_size=COUNT, max_size=COUNT)
 # For each manager, which ones it opens inside its first run.
 shapes = st.sampled_from(
@@ -62,6 +62,22 @@ loops = st.tuples(
 )
 
 
+first = st.just(0)
+numbers = st.integers(0, 3)
+block_steps = st.one_of(
+    st.tuples(st.sampled_from(["start", "run"]), first, st.none()),
+    st.tuples(st.just("start"), first, st.just(3.07)),
+    st.tuples(st.sampled_from(["enter", "enter instead"]), first, st.none()),
+    st.tuples(st.just("enter only"), first, st.none()),
+    st.tuples(st.just("exit"), numbers, st.none()),
+    st.tuples(st.just("exit only"), first, st.none()),
+    st.tuples(st.sampled_from(["enter only", "exit only"]), first, st.none()),
+    st.tuples(st.just("cancel"), numbers, st.none()),
+    st.tuples(st.sampled_from(["stop", "lose"]), first, st.none()),
+    st.tuples(st.just("pass time"), st.just(4.01), st.none()),
+)
+
+
 @pytest.fixture(autouse=True)
 def _faulty_logging():
     with faulty_logging():
@@ -77,9 +93,9 @@ async def play(world, sequence, ending, abandon=None):
         await abandon()
 
 
-def search(shape, scripts, sequences, clock, *, exact):
+def search(shape, scripts, sequences, clock, **options):
     """Plays each sequence in its own event loop. Returns the number of steps."""
-    world = World(exact=exact)
+    world = World(**options)
     for number, inside in enumerate(shape):
         world.open_inside(number, inside)
         world.managers[number].script = iter(scripts[number])
@@ -107,7 +123,7 @@ def search(shape, scripts, sequences, clock, *, exact):
 def test_nested_managers_keep_the_guarantees(clock, exact, record_property):
     taken = 0
 
-    @searched(60)
+    @searched(50)
     @given(shapes, scripts, st.lists(loops, min_size=1, max_size=3))
     def run(shape, scripts, sequences):
         nonlocal taken
@@ -123,3 +139,20 @@ def test_nested_managers_keep_the_guarantees(clock, exact, record_property):
     finally:
         gc.unfreeze()
     record_property("nested steps", taken)
+
+
+@clock
+def test_the_last_exit_of_several_blocks_stops_what_a_block_began(clock, record_property):
+    taken = 0
+
+    @searched(150)
+    @given(
+        st.lists(st.sampled_from(["ok", "ok", "slow", "slow", "hang"]), min_size=30, max_size=30),
+        st.lists(st.tuples(block_steps, st.just(0)), min_size=10, max_size=30),
+    )
+    def run(script, sequence):
+        nonlocal taken
+        taken += search([set()], [script], [(sequence, "stopped", False)], clock, exact=True, turns=20)
+
+    run()
+    record_property("steps with blocks", taken)
