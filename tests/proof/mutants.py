@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SEARCH = ["tests/proof/test_sweep.py", "tests/proof/test_random.py"]
+SEARCH = [f"tests/proof/test_{name}.py" for name in ("odd", "nested", "random", "sweep")]
+THREADS = ["tests/proof/test_threads.py"]
 TIMEOUT = 240
 
 
@@ -25,13 +26,18 @@ class Mutant(NamedTuple):
     file: str
     old: str
     new: str
+    search: list[str] = SEARCH
 
 
 MUTANTS = [
     Mutant(
         "stop() does not wait for the owner task to end",
         "manager.py",
-        "            await run.over(timeout)\n            if not run.is_over:\n                await run.forced()\n",
+        (
+            "            await run.over(timeout)\n"
+            "            if not run.is_over:\n"
+            "                await run.forced()\n"
+        ),
         "            pass\n",
     ),
     Mutant(
@@ -43,38 +49,45 @@ MUTANTS = [
     Mutant(
         "a cancelled start() does not cancel the attempt",
         "manager.py",
-        "if run.starters == 0 and not run.received and not run.is_over:",
+        "if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:",
         "if False:",
     ),
     Mutant(
         "a cancelled start() cancels an attempt that other calls wait for",
         "manager.py",
-        "if run.starters == 0 and not run.received and not run.is_over:",
-        "if not run.received and not run.is_over:",
+        "if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:",
+        "if not run.received and not run.is_over and not run.gave_up:",
     ),
     Mutant(
         "a cancelled start() closes a connection that another call received",
         "manager.py",
-        "if run.starters == 0 and not run.received and not run.is_over:",
-        "if run.starters == 0 and not run.is_over:",
+        "if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:",
+        "if run.starters == 0 and not run.is_over and not run.gave_up:",
     ),
     Mutant(
         "a failed start() does not wait for the owner task to end",
         "manager.py",
-        "            await run.over_or_given_up()\n        except anyio",
-        "        except anyio",
+        (
+            "            if run.state is not ConnectionState.OPENING:\n"
+            "                await run.over_or_given_up(deadline)\n"
+        ),
+        "",
     ),
     Mutant(
         "start() does not check the state again after it wakes up",
         "manager.py",
-        "            if run.state is ConnectionState.OPEN:\n"
-        "                run.received = True\n"
-        "                return run.connection\n"
-        "            await run.over",
-        "            if run._was_open:\n"
-        "                run.received = True\n"
-        "                return run._connection\n"
-        "            await run.over",
+        (
+            "            if run.state is ConnectionState.OPEN:\n"
+            "                run.received = True\n"
+            "                return run.connection\n"
+            "            if"
+        ),
+        (
+            "            if run._was_open:\n"
+            "                run.received = True\n"
+            "                return run._status.connection\n"
+            "            if"
+        ),
     ),
     Mutant(
         "start() swallows its cancellation",
@@ -85,14 +98,22 @@ MUTANTS = [
     Mutant(
         "stop() swallows its cancellation",
         "manager.py",
-        "                await run.forced_shielded()\n            raise\n        if not run.is_over:\n",
-        "                await run.forced_shielded()\n        if not run.is_over:\n",
+        (
+            "                await run.forced_shielded()\n"
+            "            raise\n"
+            "        if not run.is_over:\n"
+        ),
+        ("                await run.forced_shielded()\n        if not run.is_over:\n"),
     ),
     Mutant(
         "a cancelled stop() does not force the close",
         "manager.py",
-        "                await run.forced_shielded()\n            raise\n        if not run.is_over:\n",
-        "                pass\n            raise\n        if not run.is_over:\n",
+        (
+            "                await run.forced_shielded()\n"
+            "            raise\n"
+            "        if not run.is_over:\n"
+        ),
+        ("                pass\n            raise\n        if not run.is_over:\n"),
     ),
     Mutant(
         "stop() does not end queued calls of start()",
@@ -103,73 +124,79 @@ MUTANTS = [
     Mutant(
         "stop() while opening waits for the attempt instead of cancelling it",
         "manager.py",
-        "        if run.state is ConnectionState.OPENING:\n            timeout = 0\n        run.close()\n",
-        "        if run.state is ConnectionState.OPENING:\n            await run.changed()\n        run.close()\n",
+        ("        if run.state is ConnectionState.OPENING:\n            timeout = 0\n        elif"),
+        (
+            "        if run.state is ConnectionState.OPENING:\n"
+            "            await run.changed()\n"
+            "        elif"
+        ),
     ),
     Mutant(
         "every stop() forces the close",
         "manager.py",
-        "        run.close()\n        try:\n",
-        "        run.force()\n        try:\n",
+        ("        run.close()\n        try:\n"),
+        ("        run.force()\n        try:\n"),
     ),
     Mutant(
         "start() while closing does not wait for the close to end",
         "manager.py",
-        "            await run.changed()\n        if self._life.stops",
-        "            run = None\n            break\n        if self._life.stops",
+        "            await run.changed(deadline)\n        if life.stops",
+        ("            run = None\n            break\n        if life.stops"),
     ),
     Mutant(
         "exiting an `async with` block does not stop its run",
         "manager.py",
-        "        if alive is not None and entry[1] is alive:\n",
-        "        if alive is not None and entry[1] is not alive:\n",
+        (
+            "        if belongs and run is not None and self._is_left(run):\n"
+            "            await self._stop(run, STOP_TIMEOUT)\n"
+        ),
+        "",
     ),
     Mutant(
         "a cancelled run() does not close the connection",
         "manager.py",
-        "        except anyio.get_cancelled_exc_class():\n"
-        "            await run.forced_shielded()\n"
-        "            raise\n"
-        "        finally:\n"
-        "            if not run.is_over and not run.gave_up:\n"
-        "                await self._stop(run, STOP_TIMEOUT)\n",
-        "        finally:\n            pass\n",
+        ("            await run.forced_shielded()\n            raise\n        run.raise_exception()\n"),
+        ("            raise\n        run.raise_exception()\n"),
     ),
     Mutant(
         "the start_timeout is ignored",
         "_owner.py",
-        "            self._set_timer(start_timeout, self._run_out_of_time)\n",
+        "            self._set_timer(start_timeout, lambda: self.expire(start_timeout))\n",
         "            pass\n",
     ),
     Mutant(
-        "the start_timeout timer is not cancelled when the connection opens",
+        "an attempt that runs out of time is not cancelled",
         "_owner.py",
-        "        if self._timer is not None:\n            self._timer.cancel()\n        self._connection = ",
-        "        self._connection = ",
+        (
+            "            self._expired_timeout = timeout\n"
+            "            self._move(CLOSING)\n"
+            "            self._cancel()\n"
+        ),
+        ("            self._expired_timeout = timeout\n            self._move(CLOSING)\n"),
     ),
     Mutant(
-        "the connection is published although the owner was cancelled in the same tick",
+        "the connection is published although the attempt was ended in the same tick",
         "_owner.py",
-        "        if self.state is not OPENING or self._forced:\n            return",
-        "        if self.state is not OPENING:\n            return",
+        "        if self.state is not OPENING:\n            return  # stopped",
+        "        if self.is_over:\n            return  # stopped",
     ),
     Mutant(
         "a loss while opening is ignored",
         "_owner.py",
-        "        self._move(OPEN)\n        if self._loss is not None:\n            self.lose(None)\n",
-        "        self._move(OPEN)\n",
+        "        if was_opening or self.state is OPEN:\n            self._loss",
+        "        if self.state is OPEN:\n            self._loss",
     ),
     Mutant(
         "a crash of the transport does not count as a loss",
         "_owner.py",
-        "                        self.lose(None)\n                        raise\n",
-        "                        raise\n",
+        ("                    self.lose(None)\n                    raise\n"),
+        "                    raise\n",
     ),
     Mutant(
         "a loss does not wake up the owner",
         "_owner.py",
-        "            if self.state is OPEN:\n                self._move(CLOSING)\n                self.force_within",
-        "            if self.state is OPEN:\n                self.state = CLOSING\n                self.force_within",
+        ("leaf(cause, self.cancelled_type))\n            self._move(CLOSING)\n"),
+        ("leaf(cause, self.cancelled_type))\n            self._status = Status(CLOSING)\n"),
     ),
     Mutant(
         "a close after a loss has no time limit",
@@ -180,14 +207,14 @@ MUTANTS = [
     Mutant(
         "a state change does not wake up waiting calls",
         "_owner.py",
-        "        self.is_over = state is CLOSED or state is FAILED\n        self._notify()\n",
-        "        self.is_over = state is CLOSED or state is FAILED\n",
+        ("        self._status = Status(state, connection, failure)\n        self._notify()\n"),
+        "        self._status = Status(state, connection, failure)\n",
     ),
     Mutant(
         "a state change wakes up only one waiting call",
         "_owner.py",
-        "        for wake_up in tuple(self._wake_ups):\n            wake_up()\n",
-        "        for wake_up in tuple(self._wake_ups)[:1]:\n            wake_up()\n",
+        ("        for wake_up in tuple(self._wake_ups):\n            wake_up()\n"),
+        ("        for wake_up in tuple(self._wake_ups)[:1]:\n            wake_up()\n"),
     ),
     Mutant(
         "a forced close does not cancel the owner",
@@ -198,49 +225,62 @@ MUTANTS = [
     Mutant(
         "cancelling the owner task from outside does not close the connection",
         "_owner.py",
-        "            if self.state is OPENING:\n                self._move(CLOSING)\n            self._cancel()\n",
-        "",
+        ("            self.lose(None, CANCELLED_OUTSIDE)\n            self._cancel()\n"),
+        "            pass\n",
     ),
     Mutant(
         "the owner closes the connection as soon as it is open",
         "_owner.py",
-        "                        while self.state is OPEN:\n                            await self.changed()\n",
+        (
+            "                    while self.state is OPEN:\n"
+            "                        await self.changed()\n"
+        ),
         "",
     ),
     Mutant(
         "the owner closes the connection at the first wake-up",
         "_owner.py",
-        "                        while self.state is OPEN:\n                            await self.changed()\n",
-        "                        await self.changed()\n",
+        (
+            "                    while self.state is OPEN:\n"
+            "                        await self.changed()\n"
+        ),
+        "                    await self.changed()\n",
     ),
     Mutant(
-        "an exception from the context manager escapes from the owner task",
+        "a cancellation escapes from the owner task",
         "_owner.py",
-        "            raised = exc\n",
+        ("            if self._raised is None:\n                self._raised = exc\n"),
         "            raise\n",
     ),
     Mutant(
         "an error while closing is not logged",
         "_owner.py",
-        '                _logger().warning("%s: error while closing", self.name, exc_info=error)\n',
+        '                log(WARNING, "%s: error while closing", self.name, exc_info=error)\n',
         "                pass\n",
     ),
     Mutant(
         "a loss is logged twice",
         "_owner.py",
-        '            log("%s", loss, exc_info=loss)\n',
-        '            log("%s", loss, exc_info=loss)\n            log("%s", loss, exc_info=loss)\n',
+        '            log(DEBUG if loop_ends else WARNING, "%s", failure.exception, exc_info=failure.exception)\n',
+        (
+            "            for _ in range(2):\n"
+            '                log(DEBUG if loop_ends else WARNING, "%s", failure.exception, exc_info=failure.exception)\n'
+        ),
     ),
     Mutant(
         "the connection can be read while it is closing",
         "_owner.py",
-        "        if state is OPEN:\n            return cast",
-        "        if state is OPEN or state is CLOSING:\n            return cast",
+        "        if state is OPEN:\n            if self._loop.is_other",
+        "        if state is OPEN or state is CLOSING:\n            if self._loop.is_other",
     ),
     Mutant(
         "the owner task does not cancel its timers when it ends",
         "_owner.py",
-        "            self._timer.cancel()\n            self._timer = None\n            for _ in range(3):",
+        (
+            "            self._timer.cancel()\n"
+            "            self._timer = None\n"
+            "            for _ in range(3):"
+        ),
         "            self._timer = None\n            for _ in range(3):",
     ),
     Mutant(
@@ -258,19 +298,19 @@ MUTANTS = [
     Mutant(
         "a second native cancellation ends the wait of a cancelled start()",
         "_owner.py",
-        "            except self._loop.cancelled_type as exc:\n                cancellation = exc\n",
-        "            except self._loop.cancelled_type as exc:\n                return exc\n",
+        ("            except self.cancelled_type as exc:\n                cancellation = exc\n"),
+        ("            except self.cancelled_type as exc:\n                return exc\n"),
     ),
     Mutant(
         "the wait of a cancelled stop() is not shielded",
         "_owner.py",
-        "        with self._loop.create_cancel_scope(shield=True):\n            await self.forced()\n",
-        "        with self._loop.create_cancel_scope(shield=False):\n            await self.forced()\n",
+        "        await self._loop.shielded(self.forced)\n",
+        "        await self.forced()\n",
     ),
     Mutant(
         "a cancellation from outside reaches the owner task natively",
         "_backend.py",
-        "        if self.done():\n            return False\n",
+        ("        if self.done():\n            return False\n"),
         "        return super().cancel(msg)\n",
     ),
     Mutant(
@@ -288,8 +328,262 @@ MUTANTS = [
     Mutant(
         "stop() keeps waiting after its timeout instead of forcing the close",
         "_owner.py",
-        "            while not self.is_over and self._loop.time() < deadline:\n",
+        "            while not self.is_over and not self.has_passed(deadline):\n",
         "            while not self.is_over:\n",
+    ),
+    Mutant(
+        "a loss while opening does not cancel the attempt",
+        "_owner.py",
+        ("            if was_opening:\n                self._cancel()\n            else:\n"),
+        "            if not was_opening:\n",
+    ),
+    Mutant(
+        "the consequence of a loss while opening is raised instead of its reason",
+        "_owner.py",
+        "        is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self._was_open)\n",
+        "        is_bare = loss is None or not self._was_open\n",
+    ),
+    Mutant(
+        "a start() that runs out of time does not fail its attempt",
+        "manager.py",
+        "                run.expire(timeout)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a second native cancellation does not end the wait of a cancelled run()",
+        "manager.py",
+        ("            await run.forced_shielded()\n            raise\n        run.raise_exception()\n"),
+        ("            await run.seen_through()\n            raise\n        run.raise_exception()\n"),
+    ),
+    Mutant(
+        "the first exit of several blocks stops the manager",
+        "_blocks.py",
+        "        return not self.need(run) and self._run is run and self._has_exit\n",
+        "        return self._run is run and self._has_exit\n",
+    ),
+    Mutant(
+        "an exit stops the manager although a block waits to enter",
+        "_blocks.py",
+        "        return is_used or any(run.is_in(waiting.loop) for waiting in self._waiting)\n",
+        "        return is_used\n",
+    ),
+    Mutant(
+        "a block that waits in a closed event loop counts forever",
+        "_blocks.py",
+        "any(run.is_in(waiting.loop) for waiting in self._waiting)",
+        "bool(self._waiting)",
+    ),
+    Mutant(
+        "the last exit stops what start() opened",
+        "manager.py",
+        "        return run.is_alive and not run.is_kept and",
+        "        return run.is_alive and",
+    ),
+    Mutant(
+        "a start() that goes away keeps the run open for longer than its blocks",
+        "manager.py",
+        "            run.is_kept = False\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a block that is cancelled while it enters leaves the connection open",
+        "manager.py",
+        "            error = await life.run.seen_through() or error\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "an exit is never matched with the entry of its own task",
+        "_blocks.py",
+        "        if here in self._tasks:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "an exit in a task without an entry is matched with a run in use",
+        "_blocks.py",
+        (
+            "        elif self._over > sum(self._over_by_task.values()):\n"
+            "            self._over -= 1\n"
+            "        elif self._over:\n"
+        ),
+        "        elif self._over and not self._tasks:\n",
+    ),
+    Mutant(
+        "a manager that is lent can be started",
+        "manager.py",
+        (
+            "            if life.borrower is not None:\n"
+            "                raise ManagerInUseError(\n"
+            "                    self.name,"
+        ),
+        (
+            "            if False:\n"
+            "                raise ManagerInUseError(\n"
+            "                    self.name,"
+        ),
+    ),
+    Mutant(
+        "a manager can be lent twice",
+        "manager.py",
+        (
+            "            if life.borrower is not None:\n"
+            "                raise ManagerInUseError(\n"
+            "                    manager.name,"
+        ),
+        (
+            "            if False:\n"
+            "                raise ManagerInUseError(\n"
+            "                    manager.name,"
+        ),
+    ),
+    Mutant(
+        "a manager that is running can be lent",
+        "manager.py",
+        "            if life.run is not None and life.run.is_alive:\n                raise ManagerInUseError(",
+        "            if False:\n                raise ManagerInUseError(",
+    ),
+    Mutant(
+        "what was lent to a run in a closed event loop stays lent",
+        "_life.py",
+        "        return self._loop.is_alive() if self.run is None else self.run.is_alive\n",
+        "        return True\n",
+    ),
+    Mutant(
+        "the run of a loan is known only one level deep",
+        "manager.py",
+        "        runs = [run for run in runs_around_caller() if own.key in run.parts and run.is_alive]\n",
+        "        runs = [run for run in runs_around_caller() if run is own.run and run.is_alive]\n",
+    ),
+    Mutant(
+        "a callback of a run that is over reports a loss of the present one",
+        "_life.py",
+        "        return None if runs and runs[-1] is not current else current\n",
+        "        return current\n",
+    ),
+    Mutant(
+        "a callback of a run that is over reports a loss of a manager that was lent to it",
+        "_life.py",
+        "        runs = [run for run in runs_around_caller() if self.key in run.parts]\n",
+        "        runs = [run for run in runs_around_caller() if run is own]\n",
+    ),
+    Mutant(
+        "a loss of an inner manager is ignored",
+        "_life.py",
+        "        current = own if self.borrower is None or self.loan is None else self.loan.run\n",
+        "        current = own\n",
+    ),
+    Mutant(
+        "a method of an exception is called when it is raised",
+        "_failure.py",
+        "            raise BaseException.with_traceback(self.exception, self._traceback)\n",
+        "            raise self.exception.with_traceback(self._traceback)\n",
+    ),
+    Mutant(
+        "the text of an exception may keep a run from ending",
+        "_reason.py",
+        "    except BaseException:  # noqa: BLE001 - a foreign method may raise anything\n",
+        "    except ValueError:\n",
+    ),
+    Mutant(
+        "the reason is searched for without end",
+        "_reason.py",
+        "    while error is not None and id(error) not in seen:\n",
+        "    while error is not None:\n",
+    ),
+    Mutant(
+        "a handler of the log may keep a run from ending",
+        "_owner.py",
+        "    except BaseException:  # noqa: BLE001 - it must not affect the connection\n",
+        "    except ValueError:\n",
+    ),
+    Mutant(
+        "threads share one dictionary of event loops",
+        "_backend.py",
+        (
+            "    event_loop = getattr(loop, _ATTRIBUTE, None)\n"
+            "    if not isinstance(event_loop, EventLoop) or not event_loop.is_alive():\n"
+            "        event_loop = _AsyncioEventLoop(loop)\n"
+            "        setattr(loop, _ATTRIBUTE, event_loop)\n"
+        ),
+        (
+            '    known = globals().setdefault("known", {})\n'
+            "    for closed in [key for key, value in known.items() if not value.is_alive()]:\n"
+            "        del known[closed]\n"
+            "    event_loop = known.get(loop) or known.setdefault(loop, _AsyncioEventLoop(loop))\n"
+        ),
+        THREADS,
+    ),
+    Mutant(
+        "another thread may start a manager between the check and the start",
+        "manager.py",
+        (
+            "        with claiming:\n"
+            "            if life.borrower is not None:\n"
+            "                raise ManagerInUseError(\n"
+            "                    self.name,"
+        ),
+        (
+            "        if True:\n"
+            "            if life.borrower is not None:\n"
+            "                raise ManagerInUseError(\n"
+            "                    self.name,"
+        ),
+        THREADS,
+    ),
+    Mutant(
+        "start() does not check again for a run in another thread",
+        "manager.py",
+        '            self._alive_run("start")  # raises if a thread with another event loop was faster\n',
+        "",
+        THREADS,
+    ),
+    Mutant(
+        "another thread may start a manager between the check and the loan",
+        "manager.py",
+        (
+            "        with claiming:\n"
+            "            if life.borrower is not None:\n"
+            "                raise ManagerInUseError(\n"
+            "                    manager.name,"
+        ),
+        (
+            "        if True:\n"
+            "            if life.borrower is not None:\n"
+            "                raise ManagerInUseError(\n"
+            "                    manager.name,"
+        ),
+        THREADS,
+    ),
+    Mutant(
+        "a forked child inherits a lock that is held",
+        "_life.py",
+        'if hasattr(os, "register_at_fork"):\n',
+        "if False:\n",
+        THREADS,
+    ),
+    Mutant(
+        "a run of the parent process counts as alive in a forked child",
+        "_backend.py",
+        "        return self._process_id == os.getpid() and not self._is_closed()\n",
+        "        return not self._is_closed()\n",
+        THREADS,
+    ),
+    Mutant(
+        "the state is read in two steps",
+        "_owner.py",
+        (
+            "        can_change = self._loop.is_alive()\n"
+            "        status = self._status  # read last: if a run fails before its loop is closed, it has failed\n"
+            "        return status if can_change or status.state in OVER else Status(CLOSED)\n"
+        ),
+        "        return self._status if self.is_over or self.is_alive else Status(CLOSED)\n",
+        THREADS,
+    ),
+    Mutant(
+        "a loss in a signal handler does not wake up the event loop",
+        "_owner.py",
+        "            self._loop.call_soon_threadsafe(lambda: None)\n",
+        "            pass\n",
+        THREADS,
     ),
 ]
 
@@ -316,7 +610,7 @@ def killed_by(number):
             "--no-header",
             "-k",
             "not uvloop",
-            *SEARCH,
+            *mutant.search,
         ]
         environment = {**os.environ, "PYTHONPATH": folder, "OWNERTASK_PROOF": "mutants"}
         try:

@@ -627,9 +627,11 @@ def faulty_logging():
     logger.addHandler(FAULT)
     logger.addFilter(FAULT)
     logger.propagate = False
+    logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:
+        logger.setLevel(logging.NOTSET)
         logger.propagate = True
         logger.removeFilter(FAULT)
         logger.removeHandler(FAULT)

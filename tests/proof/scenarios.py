@@ -1,6 +1,7 @@
 """The scenarios of the sweep: opening and closing that is slow, fails, or races with other calls."""
 
 from contextlib import suppress
+from types import SimpleNamespace
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -24,6 +25,25 @@ def seconds(duration, *, shield=False):
                 await anyio.sleep(duration * unit)
 
         return sleep
+
+    return stage
+
+
+def in_two_steps(unit):
+    async def stage():
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(unit)
+            await anyio.sleep(2 * unit)
+
+    return stage
+
+
+def fail_if_cancelled(unit):
+    async def stage():
+        try:
+            await anyio.sleep(3 * unit)
+        except anyio.get_cancelled_exc_class():
+            raise Boom("a consequence") from None
 
     return stage
 
@@ -132,8 +152,11 @@ async def start_and_run_out_of_time(world):
 
 
 async def run_directly(world):
+    def started(_connection):
+        world.is_started = True
+
     with suppress(ConnectionStoppedError, ConnectionLostError):
-        await world.manager.run()
+        await world.manager.run(task_status=SimpleNamespace(started=started))
 
 
 async def restart(world):
@@ -213,6 +236,13 @@ SCENARIOS = {
         outcome=StartTimeoutError,
         allowed=StartTimeoutError,
     ),
+    "start with an opening that fails if it is cancelled": scenario(
+        start,
+        opening=fail_if_cancelled,
+        bound=3,
+        fails_if_cancelled=True,
+        allowed=Boom,
+    ),
     "queued start that is stopped": scenario(
         start_a_second_later,
         prepare=start_beforehand,
@@ -231,7 +261,7 @@ SCENARIOS = {
         stop_within(1),
         second_cancellation_ends_wait=True,
         prepare=start_beforehand,
-        closing=seconds(3, shield=True),
+        closing=in_two_steps,
         bound=3,
         is_forced=True,
     ),
@@ -272,7 +302,7 @@ SCENARIOS = {
     "run with a shielded close": scenario(
         run_directly,
         others=[stop_two_seconds_later],
-        closing=seconds(3, shield=True),
+        closing=in_two_steps,
         bound=5,
         is_forced=True,
         second_cancellation_ends_wait=True,

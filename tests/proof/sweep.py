@@ -174,6 +174,7 @@ class Scenario:
         is_forced: Whether the close may be cancelled even without an interruption.
         only_blocks: Whether only `async with` blocks use the manager, so that the last one closes it.
         has_task_group: Whether the caller opens a task group.
+        fails_if_cancelled: Whether an opening that is cancelled raises something else.
         second_cancellation_ends_wait: Whether a second native cancellation of the caller ends its wait.
         outcome: The exception that the caller raises without an interruption, if any.
         allowed: Exceptions that `start()` may raise in any case.
@@ -192,6 +193,7 @@ class Scenario:
         is_forced=False,
         only_blocks=False,
         has_task_group=False,
+        fails_if_cancelled=False,
         second_cancellation_ends_wait=False,
         outcome=None,
         allowed=(),
@@ -206,6 +208,7 @@ class Scenario:
         self.is_forced = is_forced
         self.only_blocks = only_blocks
         self.has_task_group = has_task_group
+        self.fails_if_cancelled = fails_if_cancelled
         self.second_cancellation_ends_wait = second_cancellation_ends_wait
         self.outcome = outcome
         self.allowed = allowed
@@ -225,7 +228,8 @@ class World:
         self.lost = []
         self.lost_while_opening = []
         self.interruptions_while_open = []
-        self.cancelled_again_at = None
+        self.cancelled_at = self.cancelled_again_at = None
+        self.is_started = scenario.prepare is not None  # a second cancellation ends no start()
         self.interruptions = []
         self.points = Counter()
         self.is_armed = False
@@ -273,6 +277,8 @@ class World:
         getattr(self, interruption.kind)()
         if self.was_cancelled_again():
             self.cancelled_again_at = anyio.current_time()
+        elif self.was_cancelled and self.is_started:
+            self.cancelled_at = anyio.current_time()
 
     def caller_scope_is_cancelled(self):
         self.caller_scope.cancel()
@@ -468,8 +474,9 @@ async def run_case(scenario, plan, *, unit):
     async def call():
         with suppress(asyncio.CancelledError):  # a native cancellation ends only this task
             await call_in_scope()
-        if world.cancelled_again_at is not None and scenario.second_cancellation_ends_wait:
-            waited = anyio.current_time() - world.cancelled_again_at
+        first, second = world.cancelled_at, world.cancelled_again_at
+        if None not in {first, second} and scenario.second_cancellation_ends_wait and second > first:
+            waited = anyio.current_time() - second
             world.check(f"7: waited {waited:.2f} s after a second cancellation", waited < 1e-6)
         if is_asyncio():
             check_cancelling()
@@ -587,7 +594,8 @@ async def check_end(world, records):
             "a loss is not in the `exception` of its run", isinstance(run.exception, ConnectionLostError)
         )
     for run in world.lost_while_opening:
-        if len(world.interruptions) == 1 and not world.scenario.allowed:
+        is_exact = world.scenario.fails_if_cancelled or not world.scenario.allowed
+        if len(world.interruptions) == 1 and is_exact:
             error = run.exception
             is_reason = isinstance(error, ConnectionLostError) and isinstance(error.__cause__, Boom)
             world.check(f"a loss while opening, but the `exception` is {error!r}", is_reason)
