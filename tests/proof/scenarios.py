@@ -125,16 +125,21 @@ async def enter(world):
     world.check("3: the block was exited, but the owner task is alive", run is None or run.is_over)
 
 
-async def enter_concurrently(world):
+async def enter_concurrently(world, stay=1):
     """Uses a block in another task. Interrupting the caller must neither cancel nor close it."""
     try:
         async with world.manager:
-            await world.check_stays_open(1)
+            if stay:
+                await world.check_stays_open(stay)
     except anyio.get_cancelled_exc_class():
         world.problems.append("6: another block was cancelled")
         raise
     except Exception as error:
         world.check(f"another block raised {error!r}", world.may_raise(error, starting=True))
+
+
+async def enter_briefly(world):
+    await enter_concurrently(world, stay=0)
 
 
 async def enter_and_leave_at_once(world):
@@ -277,6 +282,9 @@ SCENARIOS = {
     "async with": scenario(enter, only_blocks=True),
     "async with in two tasks": scenario(
         enter_and_leave_at_once, others=[enter_concurrently], bound=1, only_blocks=True
+    ),
+    "async with after a block that leaves at once": scenario(
+        enter_and_leave_at_once, others=[enter_briefly], only_blocks=True
     ),
     "async with in three tasks, and a slow close": scenario(
         enter_and_leave_at_once,
