@@ -268,6 +268,20 @@ async def test_F1_an_odd_group_that_contains_a_cancellation_arrives(phase, grace
         await check(Fragile(phase, group), group, leaf)
 
 
+async def test_F1_two_exceptions_beside_a_cancellation_arrive_although_their_group_is_odd(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.PROPERTIES", PROPERTIES | {"exceptions"})
+    for name, kind in cases(["derive", "split", "subgroup", "exceptions"], [KeyError, Custom]):
+        errors = [OSError("a"), OSError("b")]
+        manager = Fragile(
+            "opening", odd(name, kind, BaseExceptionGroup)("mixed", [await cancelled(), *errors])
+        )
+        raised = await outcome(manager.start)
+        assert isinstance(raised, BaseExceptionGroup)
+        assert list(BaseExceptionGroup.__dict__["exceptions"].__get__(raised)) == errors
+        assert manager.state is FAILED
+        assert manager.exception is raised
+
+
 async def test_F1_a_group_arrives_although_it_derives_something_else(grace):
     class Deriving(BaseExceptionGroup):
         def derive(self, excs):
