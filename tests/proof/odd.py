@@ -61,11 +61,9 @@ METHODS = ["__getattr__", "__str__", "__repr__", "__eq__", "__hash__", "__bool__
 METHODS += ["add_note", "with_traceback", "__setattr__", "__delattr__", "__reduce__", "__copy__"]
 GROUP_METHODS = ["derive", "split", "subgroup", "__str__", "__getattr__", "add_note"]
 
-# Python itself replaces them when they leave a coroutine.
-REPLACED = {
-    "StopIteration": lambda: StopIteration("stop"),
-    "StopAsyncIteration": lambda: StopAsyncIteration("stop"),
-}
+# Python replaces the first two when they leave a coroutine, and the others when they pass through an
+# @asynccontextmanager, which sets an attribute of each exception.
+REPLACED = {"StopIteration", "StopAsyncIteration", "__setattr__ raises", "__setattr__ raises Custom"}
 
 ODD = {
     **{f"{method} raises": partial(odd_error, method, KeyError) for method in METHODS},
@@ -84,7 +82,8 @@ ODD = {
     "notes that are not strings": partial(with_notes, [b"bytes", None]),
     "a BaseException": lambda: Custom("not an Exception"),
     "GeneratorExit": lambda: GeneratorExit("a request to end"),
-    **REPLACED,
+    "StopIteration": lambda: StopIteration("stop"),
+    "StopAsyncIteration": lambda: StopAsyncIteration("stop"),
     "no arguments": OSError,
 }
 
