@@ -213,20 +213,20 @@ def kinds_and_facts(anyio_backend):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-async def test_F1_an_exception_arrives_although_an_attribute_of_it_raises(phase, kinds_and_facts, grace):
+async def test_F1_an_exception_arrives_although_an_attribute_of_it_raises(phase, kinds_and_facts):
     for name, (kind, fact) in cases(sorted({*METHODS, *PROPERTIES}), kinds_and_facts):
         error = odd(name, kind)("no")
         await check(Fragile(phase, error, fact))
 
 
-async def test_F1_a_base_exception_arrives_although_an_attribute_of_it_raises(kinds_and_facts, grace):
+async def test_F1_a_base_exception_arrives_although_an_attribute_of_it_raises(kinds_and_facts):
     names = ["__getattr__", "__str__", "add_note", "with_traceback"]
     for name, (kind, fact) in cases(names, kinds_and_facts):
         await check(Fragile("opening", odd(name, kind, Custom)("no"), fact))
 
 
 @pytest.mark.parametrize("phase", PHASES)
-async def test_F1_an_exception_arrives_although_its_notes_are_not_a_list_of_texts(phase, grace):
+async def test_F1_an_exception_arrives_although_its_notes_are_not_a_list_of_texts(phase):
     for notes, fact in cases([(), None, 3, {"a": "b"}, "text", [3, None]], [None, "a fact"]):
         error = OSError("no")
         error.__notes__ = notes
@@ -248,7 +248,7 @@ GROUP_METHODS = ["derive", "split", "subgroup", "exceptions", "message"]
 
 @pytest.mark.parametrize("phase", PHASES)
 async def test_F1_a_group_arrives_although_an_attribute_of_it_raises(
-    phase, kinds_and_facts, grace, monkeypatch
+    phase, kinds_and_facts, monkeypatch
 ):
     monkeypatch.setattr(f"{__name__}.PROPERTIES", PROPERTIES | {"exceptions", "message"}, raising=True)
     names = [*GROUP_METHODS, "__getattribute__", "add_note"]
@@ -260,7 +260,7 @@ async def test_F1_a_group_arrives_although_an_attribute_of_it_raises(
 
 
 @pytest.mark.parametrize("phase", ["opening", "open", "closing", "forced"])
-async def test_F1_an_odd_group_that_contains_a_cancellation_arrives(phase, grace, monkeypatch):
+async def test_F1_an_odd_group_that_contains_a_cancellation_arrives(phase, monkeypatch):
     monkeypatch.setattr(f"{__name__}.PROPERTIES", PROPERTIES | {"exceptions"})
     for name, kind in cases(["derive", "split", "subgroup", "exceptions"], [KeyError, Custom]):
         leaf = OSError("real")
@@ -282,7 +282,7 @@ async def test_F1_two_exceptions_beside_a_cancellation_arrive_although_their_gro
         assert manager.exception is raised
 
 
-async def test_F1_a_group_arrives_although_it_derives_something_else(grace):
+async def test_F1_a_group_arrives_although_it_derives_something_else():
     class Deriving(BaseExceptionGroup):
         def derive(self, excs):
             return self.result
@@ -306,7 +306,7 @@ def nested(error, depth=3000):
 
 @two_backends
 @pytest.mark.parametrize("phase", PHASES)
-async def test_F1_an_exception_in_three_thousand_nested_groups_arrives(phase, grace):
+async def test_F1_an_exception_in_three_thousand_nested_groups_arrives(phase):
     leaf = OSError("leaf")
     await check(Fragile(phase, nested(leaf), "a fact"), leaf)
     two = ExceptionGroup("two", [OSError("a"), OSError("b")])
@@ -315,7 +315,7 @@ async def test_F1_an_exception_in_three_thousand_nested_groups_arrives(phase, gr
 
 @two_backends
 @pytest.mark.parametrize("phase", PHASES)
-async def test_F1_a_group_with_an_exception_at_each_of_three_thousand_levels_arrives(phase, grace):
+async def test_F1_a_group_with_an_exception_at_each_of_three_thousand_levels_arrives(phase):
     group = OSError("leaf")
     for _ in range(3000):
         group = ExceptionGroup("deep", [OSError("side"), group])
@@ -323,7 +323,7 @@ async def test_F1_a_group_with_an_exception_at_each_of_three_thousand_levels_arr
 
 
 @pytest.mark.parametrize("phase", ["opening", "open", "closing", "forced"])
-async def test_F1_cancellations_in_three_thousand_nested_groups_are_removed(phase, grace):
+async def test_F1_cancellations_in_three_thousand_nested_groups_are_removed(phase):
     leaf = OSError("leaf")
     group = nested(BaseExceptionGroup("mixed", [await cancelled(), leaf]))
     await check(Fragile(phase, group, "a fact"), leaf)
@@ -364,13 +364,13 @@ def raising_log(request):
 LEVELS = [logging.DEBUG, logging.WARNING]
 
 
-async def test_F1_a_failure_arrives_although_logging_raises(raising_log, grace):
+async def test_F1_a_failure_arrives_although_logging_raises(raising_log):
     for phase, kind, level in cases(PHASES, [LookupError, Custom], LEVELS):
         raising_log(kind, level)
         await check(Fragile(phase, OSError("no"), "a fact"))
 
 
-async def test_F1_a_connection_opens_and_closes_although_logging_raises(raising_log, grace):
+async def test_F1_a_connection_opens_and_closes_although_logging_raises(raising_log):
     for kind, level in cases([LookupError, Custom], LEVELS):
         raising_log(kind, level)
         probe = Probe()
@@ -893,7 +893,7 @@ CIRCLES = [
 
 
 @pytest.mark.parametrize("phase", PHASES)
-async def test_F14_an_exception_that_refers_to_itself_arrives(phase, grace):
+async def test_F14_an_exception_that_refers_to_itself_arrives(phase):
     for circle in CIRCLES:
         for text in [(), ("the reason",)]:
             print("circle:", circle.__name__, "text:", text)
@@ -926,7 +926,7 @@ async def test_F14_an_exception_without_a_text_is_shown_by_its_type():
         assert str(error) == f"fragile: the connection was lost: {shown}"
 
 
-async def test_F14_a_loss_has_a_text_although_its_reason_has_none_that_can_be_read(grace):
+async def test_F14_a_loss_has_a_text_although_its_reason_has_none_that_can_be_read():
     names = ["__str__", "__repr__", "__format__", "__getattribute__", "__cause__"]
     for name, kind in cases(names, [KeyError, Custom]):
         error = odd(name, kind)("no")
@@ -938,7 +938,7 @@ async def test_F14_a_loss_has_a_text_although_its_reason_has_none_that_can_be_re
         assert str(manager.exception).startswith("fragile: the connection was lost: ")
 
 
-async def test_F14_a_start_timeout_that_an_odd_exception_caused_ends(grace):
+async def test_F14_a_start_timeout_that_an_odd_exception_caused_ends():
     for circle in CIRCLES:
         [error, *_] = errors = circle(())
 
