@@ -26,6 +26,7 @@ from contextvars import Context
 from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from weakref import ref
 
 from anyio import CancelScope
 from anyio.abc import AsyncBackend
@@ -60,14 +61,13 @@ class Timer(Protocol):
 class EventLoop(ABC):
     """The asyncio event loop or the trio run in which a manager was started.
 
-    The loop itself holds this object, so both are freed together.
+    The loop itself holds this object.
     """
 
     cancelled_type: type[BaseException]
     """The exception class that is thrown into a cancelled task."""
 
-    def __init__(self, native: object) -> None:
-        self._native = native
+    def __init__(self) -> None:
         self._process_id = os.getpid()
         # asyncio keeps only weak references to its tasks.
         self.owner_tasks: set[object] = set()
@@ -77,7 +77,16 @@ class EventLoop(ABC):
 
         May be called from any thread.
         """
-        return self._process_id == os.getpid() and not self._is_closed()
+        return self.is_of_this_process() and not self._is_closed()
+
+    def is_of_this_process(self) -> bool:
+        """Returns whether the loop was not created before a fork."""
+        return self._process_id == os.getpid()
+
+    @property
+    @abstractmethod
+    def native(self) -> object:
+        """The asyncio loop or the `TrioToken`, or `None` if the asyncio loop has been freed."""
 
     @abstractmethod
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
@@ -114,19 +123,19 @@ class EventLoop(ABC):
 
     def is_current(self) -> bool:
         """Returns whether the caller is running in this loop."""
-        return running() is self._native
+        return running() is self.native
 
     def is_other(self) -> bool:
         """Returns whether the caller is running in another loop."""
         native = running()
-        return native is not None and native is not self._native
+        return native is not None and native is not self.native
 
     @abstractmethod
     def _is_closed(self) -> bool:
         """Returns whether the loop is closed. May be called from any thread."""
 
     @abstractmethod
-    async def contain(self, coroutine: Coroutine[object, None, None], name: str) -> None:
+    def contain(self, coroutine: Coroutine[object, None, None], name: str) -> Awaitable[None]:
         """Awaits `coroutine` so that a scope that it leaves open cannot harm other tasks.
 
         Args:
@@ -189,19 +198,13 @@ _ATTRIBUTE: Final = "_ownertask_event_loop"
 def running() -> object:
     """Returns the asyncio loop or the `TrioToken` in which the caller runs, or `None`.
 
-    If one of the two runs as a guest in the other, only one of them has a current task.
+    One of the two may run inside the other, for example trio in guest mode.
     """
-    loop = asyncio._get_running_loop()
-    if loop is not None and asyncio.current_task(loop) is not None:
-        return loop
-    # trio is optional, and the only other backend of anyio. Another thread may just be importing it.
-    lowlevel = sys.modules.get("trio.lowlevel")
-    in_trio = getattr(lowlevel, "in_trio_run" if loop is None else "in_trio_task", None)
-    return (
-        lowlevel.current_trio_token()
-        if lowlevel is not None and in_trio is not None and in_trio()
-        else loop
-    )
+    sniffio = sys.modules.get("sniffio")  # trio imports it, and says there whether it is running
+    if sniffio is not None and getattr(sniffio.thread_local, "name", None) == "trio":
+        token: object = sys.modules["trio"].lowlevel.current_trio_token()
+        return token
+    return asyncio._get_running_loop()
 
 
 def current_event_loop() -> EventLoop:
@@ -217,26 +220,27 @@ def current_event_loop() -> EventLoop:
     if loop is None or native is not loop:
         return _trio_event_loop()
     event_loop = getattr(loop, _ATTRIBUTE, None)
-    if not isinstance(event_loop, EventLoop) or not event_loop.is_alive():
+    if type(event_loop) is not _AsyncioEventLoop or not event_loop.is_of_this_process():
         event_loop = _AsyncioEventLoop(loop)
         setattr(loop, _ATTRIBUTE, event_loop)
     return event_loop
 
 
 def _trio_event_loop() -> EventLoop:
-    variable = _trio_variable()
+    variable = _trio_variables.get(_ATTRIBUTE)
+    if variable is None:
+        from trio.lowlevel import RunVar  # trio is optional, and the only other backend of anyio
+
+        # Several threads may get here at once. All of them must use the same variable.
+        variable = _trio_variables.setdefault(_ATTRIBUTE, RunVar(_ATTRIBUTE))
     event_loop = variable.get(None)
-    if event_loop is None or not event_loop.is_alive():
+    if event_loop is None or not event_loop.is_of_this_process():
         event_loop = _TrioEventLoop()
         variable.set(event_loop)
     return event_loop
 
 
-@cache
-def _trio_variable() -> "RunVar[_TrioEventLoop | None]":
-    from trio.lowlevel import RunVar
-
-    return RunVar(_ATTRIBUTE)
+_trio_variables: "dict[str, RunVar[_TrioEventLoop | None]]" = {}
 
 
 @cache
@@ -273,8 +277,19 @@ class _AsyncioEventLoop(EventLoop):
     cancelled_type = asyncio.CancelledError
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self._loop = loop
+        super().__init__()
+        self._reference = ref(loop)  # so that a manager does not keep the loop of its last run
+
+    @property
+    @override
+    def native(self) -> object:
+        return self._reference()
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._reference()
+        assert loop is not None
+        return loop
 
     @override
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
@@ -297,11 +312,12 @@ class _AsyncioEventLoop(EventLoop):
 
     @override
     def _is_closed(self) -> bool:
-        return self._loop.is_closed()
+        loop = self._reference()
+        return loop is None or loop.is_closed()
 
     @override
-    async def contain(self, coroutine: Coroutine[object, None, None], name: str) -> None:
-        await coroutine
+    def contain(self, coroutine: Coroutine[object, None, None], name: str) -> Awaitable[None]:
+        return coroutine
 
     @override
     def time(self) -> float:
@@ -329,8 +345,10 @@ class _AsyncioEventLoop(EventLoop):
 
     @override
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(callback)
+        loop = self._reference()
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(callback)
 
     @override
     def start_task(
@@ -354,7 +372,12 @@ class _TrioEventLoop(EventLoop):
         self._trio = trio
         self.cancelled_type = trio.Cancelled
         self._token = trio.lowlevel.current_trio_token()
-        super().__init__(self._token)
+        super().__init__()
+
+    @property
+    @override
+    def native(self) -> object:
+        return self._token
 
     @override
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
@@ -376,7 +399,7 @@ class _TrioEventLoop(EventLoop):
         if self.is_current():
             return False
         try:
-            self._token.run_sync_soon(_do_nothing)
+            self._token.run_sync_soon(_do_nothing, idempotent=True)
         except (self._trio.RunFinishedError, OSError):  # OSError: the run has crashed
             return True
         return False

@@ -65,7 +65,7 @@ class Blocks:
         """Returns whether a block uses the run, or waits to enter it."""
         self._sort_out(self._run)
         is_used = self._run is run and bool(self._tasks)
-        return is_used or any(run.is_in(waiting.loop) for waiting in self._waiting)
+        return is_used or any(run.is_in(waiting.loop) for waiting in tuple(self._waiting))
 
     def have_finished(self, run: "Run[object]") -> bool:
         """Returns whether blocks used the run, and all of them have exited."""

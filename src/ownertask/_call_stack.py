@@ -27,9 +27,9 @@ def waiting_place(coroutine: object) -> str:
     """Returns the innermost frame outside the event loop libraries, as in `in close (pool.py:12)`."""
     found = "inside anyio, asyncio or trio"
     awaited: object = coroutine
-    seen: list[object] = []  # any awaitable may refer to one that awaits it
-    while awaited is not None and not any(awaited is this for this in seen):
-        seen.append(awaited)
+    seen: set[int] = set()  # an awaitable may refer to one that awaits it
+    while awaited is not None and id(awaited) not in seen:
+        seen.add(id(awaited))
         frame, awaited = _frame_and_awaited(awaited)
         if frame is not None:
             library = str(frame.f_globals.get("__name__")).partition(".")[0]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from copy import copy
 from typing import Any, Final, NoReturn, TypeVar, cast
 
-from ._reason import exceptions_of, leaves
+from ._reason import exceptions_of, is_a, is_group, leaves
 from .errors import ConnectionLostError, ConnectionManagerError
 
 __all__ = ["Failure", "add_note", "copied", "leaf"]
@@ -23,14 +23,16 @@ _message: Final[Any] = BaseExceptionGroup.__dict__["message"]
 def leaf(error: BaseException | None, cancelled_type: type[BaseException]) -> BaseException | None:
     """Strips cancellations from an exception, and unwraps groups that hold a single exception."""
     all_leaves = leaves(error)
-    rest = [this for this in all_leaves if not issubclass(type(this), cancelled_type)]
+    rest = [this for this in all_leaves if not is_a(this, cancelled_type)]
     if len(rest) < 2:
         return rest[0] if rest else None
     group = cast("BaseExceptionGroup[BaseException]", error)
     if len(rest) < len(all_leaves):
         group = _without(cancelled_type, group, rest)
     while len(exceptions_of(group)) == 1:
-        group = cast("BaseExceptionGroup[BaseException]", exceptions_of(group)[0])
+        (inner,) = exceptions_of(group)
+        assert is_group(inner)  # it holds at least two leaves
+        group = inner
     return group
 
 
@@ -42,7 +44,7 @@ def _without(
     # split() calls derive(), which a subclass may override, and fails if a group is very deep.
     with suppress(BaseException):
         stripped = BaseExceptionGroup.split(group, cancelled_type)[1]
-        if stripped is not None:
+        if stripped is not None and list(map(id, leaves(stripped))) == list(map(id, rest)):
             return stripped
     flat: BaseExceptionGroup[BaseException] = BaseExceptionGroup(_message.__get__(group), rest)
     return flat.with_traceback(_traceback.__get__(group))
@@ -50,9 +52,14 @@ def _without(
 
 def add_note(error: BaseException, note: str) -> None:
     """Adds a note to an exception, once, if the exception accepts notes."""
-    with suppress(Exception):  # some exceptions are immutable
-        if note not in getattr(error, "__notes__", ()):
+    try:
+        notes = getattr(error, "__notes__", None)
+        if not (isinstance(notes, list) and note in notes):
             error.add_note(note)
+    except KeyboardInterrupt:  # from the user, not from the exception
+        raise
+    except BaseException:  # noqa: BLE001, S110 - some are immutable, and a method may raise anything
+        pass
 
 
 def copied(error: E) -> E:
@@ -86,8 +93,9 @@ class Failure:
 
     def raise_(self) -> NoReturn:
         """Raises the exception, or a copy of it if ownertask created it."""
-        if self._is_ours:
-            raise copied(cast("ConnectionManagerError", self.exception))
+        if self._is_ours or type(self.exception).__module__ == ConnectionManagerError.__module__:
+            exception = cast("ConnectionManagerError", self.exception)
+            raise copied(exception).with_traceback(self._traceback)
         try:
             raise BaseException.with_traceback(self.exception, self._traceback)
         finally:

@@ -1,7 +1,7 @@
 """The private state of a manager: its run, its `async with` blocks, and the manager that uses it.
 
 Threads can start or lend the same manager at the same time, so each check and the change that follows it
-are one step; see `claiming()`.
+are one step; see `claiming`.
 """
 
 import os

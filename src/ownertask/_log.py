@@ -28,10 +28,9 @@ def _logger() -> "Logger":
 
 def log(level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
     """Logs a message. If that raises an exception, prints the exception to `sys.stderr`."""
-    if not _logger().isEnabledFor(level):
-        return
     try:
-        _logger().log(level, message, *args, exc_info=exc_info)
+        if _logger().isEnabledFor(level):
+            _logger().log(level, message, *args, exc_info=exc_info)
     except KeyboardInterrupt:  # from the user, not from the handler
         raise
     except BaseException:  # noqa: BLE001 - it must not affect the connection

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, NoReturn, TypeVar,
 from ._call_stack import waiting_place
 from ._failure import Failure, add_note, leaf
 from ._log import DEBUG, ERROR, WARNING, log
+from ._reason import is_a
 from .errors import (
     ConnectionLostError,
     ConnectionStoppedError,
@@ -94,9 +95,9 @@ def _event_loop_finder() -> "Callable[[], EventLoop]":
 
 
 def _interrupts_decision() -> bool:
-    """Returns whether the caller is a signal handler that interrupted a synchronous function above.
+    """Returns whether a signal or log handler interrupts a synchronous function of this module.
 
-    While the owner task waits, only its coroutines are on the stack.
+    Such a function is one decision. Otherwise, only coroutines of this module are on the stack.
     """
     frame = currentframe()
     frame = None if frame is None or frame.f_back is None else frame.f_back.f_back  # our caller's caller
@@ -114,14 +115,6 @@ def current_event_loop() -> "EventLoop":
         anyio.NoEventLoopError: No event loop is running.
     """
     return _event_loop_finder()()
-
-
-class Status(NamedTuple, Generic[T]):
-    """The part of a run that other threads can see. It is replaced as a whole."""
-
-    state: ConnectionState
-    connection: T | None = None
-    failure: Failure | None = None
 
 
 class Loss(NamedTuple):
@@ -168,11 +161,13 @@ class Run(Generic[T]):
         self.starters = 0
         self.received = False
         self.gave_up = False
-        self._status: Status[T] = Status(OPENING)
+        # The part of the run that other threads can see. It is replaced as a whole.
+        self._status: tuple[ConnectionState, T | None, Failure | None] = (OPENING, None, None)
         self._open_connection: Callable[[], AbstractAsyncContextManager[T]] | None = open_connection
         self._loop = current_event_loop()
         self.cancelled_type = self._loop.cancelled_type
         self._wake_ups: set[Callable[[], object]] = set()
+        self._is_entered = False
         self._was_open = False
         self._stopped = False
         self._expired_timeout: float | None = None
@@ -208,12 +203,12 @@ class Run(Generic[T]):
     @property
     def state(self) -> ConnectionState:
         """The state of the run. Outside its event loop, use `visible_state`."""
-        return self._status.state
+        return self._status[0]
 
     @property
     def is_over(self) -> bool:
         """`True` if the owner task has exited the context manager."""
-        return self._status.state in OVER
+        return self._status[0] in OVER
 
     @property
     def is_alive(self) -> bool:
@@ -223,12 +218,12 @@ class Run(Generic[T]):
     @property
     def visible_state(self) -> ConnectionState:
         """The state of the manager during and after this run."""
-        return self._visible_status().state
+        return self._visible_status()[0]
 
-    def _visible_status(self) -> Status[T]:
+    def _visible_status(self) -> tuple[ConnectionState, T | None, Failure | None]:
         can_change = self._loop.is_alive()
         status = self._status  # read last: if a run fails before its loop is closed, it has failed
-        return status if can_change or status.state in OVER else Status(CLOSED)
+        return status if can_change or status[0] in OVER else (CLOSED, None, None)
 
     @property
     def connection(self) -> T:
@@ -255,7 +250,7 @@ class Run(Generic[T]):
     @property
     def exception(self) -> BaseException | None:
         """The exception with which the run failed, or `None`."""
-        failure = self._status.failure
+        failure = self._status[2]
         return None if failure is None else failure.exception
 
     @property
@@ -313,6 +308,13 @@ class Run(Generic[T]):
             await self._loop.checkpoint()
             while not self.is_over and not self.has_passed(deadline):
                 await self.changed(deadline)
+
+    async def over_inside(self) -> None:
+        """Waits as `over()`, for a task that closing may have to wait for."""
+        while not self.is_over:
+            if self.state is CLOSING:
+                self.force_within(STOP_TIMEOUT)
+            await self.changed()
 
     async def over_or_given_up(self, deadline: float | None = None) -> None:
         """Waits until the owner task ends, `gave_up` is set, or `deadline` has passed."""
@@ -382,23 +384,36 @@ class Run(Generic[T]):
 
         The first cause that is reported until the run is over counts.
         """
-        was_opening = self.state is OPENING
-        if was_opening or self.state is OPEN:
+        if self._record_loss(cause, message):
+            self._act_on_loss()
+
+    def _record_loss(self, cause: BaseException | None, message: str = LOST) -> bool:
+        """Changes only this object. Returns whether this is the first report."""
+        if self.state is OPENING or self.state is OPEN:
             self._loss = Loss(message, leaf(cause, self.cancelled_type))
-            self._move(CLOSING)
-            if was_opening:
-                self._cancel()
-            else:
-                self.force_within(STOP_TIMEOUT)
-        elif self._loss is not None and self._loss.cause is None:
+            self._status = (CLOSING, None, None)
+            return True
+        if self._loss is not None and self._loss.cause is None:
             self._loss = self._loss._replace(cause=leaf(cause, self.cancelled_type))
+        return False
+
+    def _act_on_loss(self) -> None:
+        self._notify()
+        log(DEBUG, "%s: %s -> closing", self.name, "open" if self._was_open else "opening")
+        if self._is_entered:
+            self.force_within(STOP_TIMEOUT)
+        else:
+            self._cancel()
 
     def lose_from_any_thread(self, cause: BaseException | None) -> None:
-        """Calls `lose()`: immediately in the event loop of the run, otherwise soon."""
+        """Records a loss: immediately in the event loop of the run, otherwise soon.
+
+        A signal handler may call this at any moment, even while the loop waits for I/O or changes its
+        own data. So the run acts on the loss in a callback.
+        """
         if self.is_in_this_loop() and not _interrupts_decision():
-            self.lose(cause)
-            # A signal handler runs while the loop waits for I/O. Only this ends that wait.
-            self._loop.call_soon_threadsafe(lambda: None)
+            if self._record_loss(cause):
+                self._loop.call_soon_threadsafe(self._act_on_loss)
         else:
             self._loop.call_soon_threadsafe(lambda: self.lose(cause))
 
@@ -421,13 +436,14 @@ class Run(Generic[T]):
 
     def raise_exception(self) -> None:
         """Raises the exception with which the run failed, if it failed."""
-        failure = self._status.failure
+        failure = self._status[2]
         if failure is not None:
             failure.raise_()
 
     def raise_for_starter(self) -> NoReturn:
         """Raises the error for a `start()` call that waited for this run and gets no connection."""
-        if not self._stopped or not issubclass(type(self.exception), Exception | None):
+        exception = self.exception
+        if not self._stopped or (exception is not None and not is_a(exception, Exception)):
             self.raise_exception()
         if self._stopped:
             raise ConnectionStoppedError(self.name)
@@ -450,10 +466,12 @@ class Run(Generic[T]):
         self._raised = self._coroutine = None
         try:
             self._settle(error)
-        except BaseException as exc:  # noqa: BLE001 - the methods of an exception may raise anything
+        except BaseException as exc:  # noqa: BLE001 - the run must end, even if this is a bug
+            if not self.is_over:
+                self._move(FAILED, failure=Failure(exc if error is None else error, is_ours=False))
             self._loop.reraise(exc, task)
         try:
-            if error is not None and not issubclass(type(error), Exception) and not self.starters:
+            if error is not None and not is_a(error, Exception) and not self.starters:
                 self._loop.reraise(error, task)
         finally:
             del self, error, task  # this frame is reachable from the traceback of the exception
@@ -495,6 +513,7 @@ class Run(Generic[T]):
             del self
 
     def _publish(self, connection: T) -> None:
+        self._is_entered = True
         if self.state is not OPENING:
             return  # stopped, lost or timed out in the iteration in which opening succeeded
         self._was_open = True
@@ -584,7 +603,7 @@ class Run(Generic[T]):
     ) -> None:
         old = self.state
         assert state in TRANSITIONS[old], f"{self.name}: {old} -> {state}"
-        self._status = Status(state, connection, failure)
+        self._status = (state, connection, failure)
         self._notify()
         log(DEBUG, "%s: %s -> %s", self.name, old.value, state.value)
 

@@ -6,19 +6,26 @@ All methods and attributes of an exception may be overridden, and may raise. So 
 
 from typing import Any, Final, TypeGuard
 
-__all__ = ["exceptions_of", "is_group", "leaves", "reason", "text_of"]
+__all__ = ["exceptions_of", "is_a", "is_group", "leaves", "reason", "text_of"]
 
 # Any: descriptors. Looking up the attributes on the exception itself could call overridden methods.
 _cause: Final[Any] = BaseException.__dict__["__cause__"]
 _exceptions: Final[Any] = BaseExceptionGroup.__dict__["exceptions"]
+_bases: Final[Any] = type.__dict__["__mro__"]
+_type_name: Final[Any] = type.__dict__["__name__"]
 
 LEAVES_SHOWN: Final = 3
 """The number of exceptions in a group whose texts are shown."""
 
 
+def is_a(error: BaseException, kind: type[BaseException]) -> bool:
+    """Returns whether `error` is a `kind`. `isinstance()` could call an overridden method."""
+    return any(base is kind for base in _bases.__get__(type(error)))
+
+
 def is_group(error: BaseException) -> "TypeGuard[BaseExceptionGroup[BaseException]]":
-    """Returns whether `error` is an exception group. `isinstance()` could call an overridden method."""
-    return issubclass(type(error), BaseExceptionGroup)
+    """Returns whether `error` is an exception group."""
+    return is_a(error, BaseExceptionGroup)
 
 
 def exceptions_of(group: "BaseExceptionGroup[BaseException]") -> tuple[BaseException, ...]:
@@ -68,8 +75,9 @@ def _reason_of_leaf(leaf: BaseException) -> str:
             return _without_secrets(f"KeyError: {text}" if type(error) is KeyError else text)
         cause: BaseException | None = _cause.__get__(error)
         # Timeouts are raised from cancellations, which explain nothing.
-        error = leaves(cause)[0] if cause is not None and issubclass(type(cause), Exception) else None
-    return type(leaf).__name__
+        error = leaves(cause)[0] if cause is not None and is_a(cause, Exception) else None
+    name: str = _type_name.__get__(type(leaf))
+    return name
 
 
 def text_of(error: BaseException) -> str:
@@ -86,6 +94,4 @@ def _without_secrets(text: str) -> str:
     # Importing it takes a while, and most programs lose no connection.
     import re
 
-    return re.sub(
-        r"([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#'\"<>]*)[^\s'\"<>]*", r"\1\2", text
-    )
+    return re.sub(r"://(?:[^\s'\"<>]*@)?([^\s?#'\"<>]*)[^\s'\"<>]*", r"://\1", text)

@@ -209,15 +209,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         stops = life.stops
         deadline = None if timeout is None else current_event_loop().time() + timeout
         while (run := self._alive_run("start")) is not None and run.state is ConnectionState.CLOSING:
-            if run.is_owner_task():
-                raise OwnerTaskError(self.name, "start")
-            if run.gave_up:
-                if life.stops != stops:
-                    raise ConnectionStoppedError(self.name)
-                raise run.stop_timeout_error()
-            if timeout is not None and run.has_passed(deadline):
-                raise run.start_timeout_error(timeout)
-            await run.changed(deadline)
+            await self._wait_for_close(run, stops, timeout, deadline)
         if life.stops != stops:
             raise ConnectionStoppedError(self.name)
         if run is None:
@@ -227,6 +219,21 @@ class ConnectionManager(ABC, Generic[T_co]):
         if run.surrounds_caller():
             raise OwnerTaskError(self.name, "start")
         return await self._join(run, timeout, deadline, keeps=False)
+
+    async def _wait_for_close(
+        self, run: Run[T_co], stops: int, timeout: float | None, deadline: float | None
+    ) -> None:
+        if run.is_owner_task():
+            raise OwnerTaskError(self.name, "start")
+        if run.gave_up:
+            if self._life.stops != stops:
+                raise ConnectionStoppedError(self.name)
+            raise run.stop_timeout_error()
+        if timeout is not None and run.has_passed(deadline):
+            raise run.start_timeout_error(timeout)
+        if run.surrounds_caller():
+            run.force_within(STOP_TIMEOUT)  # closing may wait for the caller
+        await run.changed(deadline)
 
     def _alive_run(self, method: str) -> Run[T_co] | None:
         run = self._life.run
@@ -285,8 +292,11 @@ class ConnectionManager(ABC, Generic[T_co]):
         elif keeps and self._life.blocks.need(cast("Run[object]", run)):
             run.is_kept = False
         # Raised outside the handler, which would mistake a second, native cancellation for anyio's.
-        if cancellation is not None:
-            raise cancellation
+        try:
+            if cancellation is not None:
+                raise cancellation
+        finally:
+            del cancellation  # breaks a reference cycle through this frame
         if timeout is None or run.is_over or run.gave_up:
             run.raise_for_starter()
         raise run.start_timeout_error(timeout)
@@ -410,9 +420,13 @@ class ConnectionManager(ABC, Generic[T_co]):
         finally:
             life.blocks.give_up(waiting)
         # The last block may have exited in the meantime, and did not stop the run because of this one.
-        if life.run is not None and self._is_left(life.run):
-            error = await life.run.seen_through() or error
-        raise error
+        run = life.run
+        try:
+            if run is not None and run.is_in(waiting.loop) and self._is_left(run):
+                error = await run.seen_through() or error
+            raise error
+        finally:
+            del error  # breaks a reference cycle through this frame
 
     def _is_left(self, run: Run[T_co]) -> bool:
         """Returns whether an alive run was opened by `async with` blocks that have all exited."""
@@ -462,7 +476,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         if run is not None:
             if run.is_owner_task():
                 raise OwnerTaskError(self.name, "wait_closed")
-            await run.over()
+            await (run.over_inside() if run.surrounds_caller() else run.over())
         elif (run := self._life.run) is None:
             return
         run.raise_exception()
@@ -519,8 +533,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         life = manager._life
         own = self._life
-        runs = [run for run in runs_around_caller() if own.key in run.parts and run.is_alive]
-        run = runs[-1] if runs else None
+        runs = [run for run in runs_around_caller() if own.key in run.parts]
+        run = runs[-1] if runs and runs[-1].is_alive and runs[-1].is_in_this_loop() else None
         with claiming:
             if life.borrower is not None:
                 raise ManagerInUseError(
@@ -565,14 +579,15 @@ class _FactoryConnectionManager(ConnectionManager[T_co]):
 def _name_of(factory: object) -> str:
     """Returns the name of a function. Other factories get a number, because many may look the same."""
     function = factory
-    while isinstance(function, partial | MethodType):
-        function = cast("object", function.func if isinstance(function, partial) else function.__func__)
-    named = (
-        function if isinstance(function, FunctionType | BuiltinFunctionType | type) else type(function)
-    )
-    name = named.__name__
+    for _ in range(9):  # a partial may contain itself
+        if isinstance(function, partial):
+            function = cast("partial[object]", function).func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+    is_named = isinstance(function, FunctionType | BuiltinFunctionType | type)
+    name = str(getattr(function if is_named else type(function), "__name__", "?"))
     if isinstance(function, FunctionType) and name == "<lambda>":
         name = f"<lambda> in {place(function.__code__, function.__code__.co_firstlineno)}"
-    elif named is factory:
+    elif is_named and function is factory:
         return name
     return f"{name} #{next(_serial_numbers)}"
