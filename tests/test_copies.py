@@ -469,3 +469,10 @@ async def test_F26_a_name_that_was_given_is_kept_and_the_default_one_is_stable()
     async with manager:
         assert manager.name == name
     assert copy.copy(manager).name == name
+
+
+def test_F26_a_partial_that_contains_itself_gets_a_name():
+    factory = functools.partial(number)
+    factory.__setstate__((factory, (), {}, {}))
+    assert name_of(factory).startswith("from_factory(partial #")
+    factory.__setstate__((number, (), {}, {}))

@@ -861,3 +861,38 @@ def test_F7_logging_that_raises_affects_nothing(end, raising_log, anyio_backend,
     for kind, level in product([LookupError, Custom], [logging.DEBUG, logging.WARNING]):
         print("the log raises", kind.__name__, "from level", level)
         assert run(partial(main, kind, level), anyio_backend) == "done"
+
+
+def test_F17_a_manager_that_lives_does_not_keep_the_loop_of_its_last_run(anyio_backend):
+    manager = ConnectionManager.from_factory(lambda: Held([]), name="held")
+    references = []
+
+    async def main():
+        references.append(weakref.ref(anyio.lowlevel.current_token().native_token))
+        async with manager:
+            pass
+
+    run(main, anyio_backend)
+    gc.collect()
+    if anyio_backend[0] == "asyncio":  # a trio token refers to nothing of its run
+        assert references[0]() is None
+    run(main, anyio_backend)
+
+
+def test_F15_trio_run_in_a_task_of_asyncio_is_told_apart():
+    """Notebooks, for example, run their cells in a task of asyncio."""
+    trio = pytest.importorskip("trio")
+    at_home, abroad = Probe(name="at home"), Probe(name="abroad")
+
+    async def inside():
+        async with abroad as connection:
+            assert abroad.connection is connection
+            with pytest.raises(WrongEventLoopError):
+                await at_home.stop()
+
+    async def main():
+        async with at_home as connection:
+            trio.run(inside)
+            assert at_home.connection is connection
+
+    asyncio.run(main())

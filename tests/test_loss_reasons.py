@@ -391,6 +391,8 @@ async def test_the_text_of_a_loss_contains_no_credentials_of_a_url(caplog):
         "cannot reach https://user:hunter2@host/mcp",
         "cannot reach https://host/mcp?token=hunter2",
         "('wss://host/mcp?a=1&key=hunter2', 1)",
+        "cannot reach https://user:p/hunter2?@host/mcp",
+        "cannot reach 'https://user:hunter2#x@host/mcp#hunter2'.",
     ):
         print("case:", text)
         probe = Probe()
@@ -401,6 +403,14 @@ async def test_the_text_of_a_loss_contains_no_credentials_of_a_url(caplog):
         assert "hunter2" not in str(caught.value)
         assert caplog.records
         assert not any("hunter2" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_long_reason_is_searched_for_urls_in_linear_time():
+    probe = Probe()
+    await probe.start()
+    probe.connection_lost(OSError("a" * 1_000_000 + " http://host"))
+    with anyio.fail_after(3), pytest.raises(ConnectionLostError):
+        await probe.wait_closed()
 
 
 async def test_the_text_contains_a_reason_that_closing_raised(caplog):

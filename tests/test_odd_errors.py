@@ -6,9 +6,12 @@ an exception.
 Tests of many cases print each one, so the last line that a failed test printed names its case.
 """
 
+import asyncio
 import gc
+import itertools
 import logging
 import signal
+import traceback
 import weakref
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import product
@@ -28,6 +31,7 @@ from ownertask import (
     StopTimeoutError,
 )
 from ownertask._call_stack import waiting_place
+from ownertask._owner import Run
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
@@ -515,6 +519,103 @@ async def test_F8_callers_that_change_a_loss_while_opening_do_not_affect_each_ot
         change(error)
 
 
+class Drops(BaseExceptionGroup):
+    """A group whose `derive()` keeps only one exception."""
+
+    def derive(self, exceptions):
+        return Drops(self.message, [exceptions[0]])
+
+
+async def test_F1_a_group_that_derives_a_group_with_fewer_exceptions_loses_none():
+    errors = [OSError("a"), KeyError("b")]
+    manager = Fragile("lost", Drops("group", [*errors, await cancelled()]), None)
+    await manager.start()
+    manager.connection_lost(manager.error)
+    error = await outcome(manager.wait_closed)
+    assert list(error.__cause__.exceptions) == errors
+
+
+class UnhashableType(type):
+    """Its classes cannot be looked up in a set, as the check of an abstract base class does."""
+
+    __hash__ = None
+
+
+class NamelessType(type):
+    @property
+    def __name__(cls):
+        raise KeyError("no name")
+
+
+@pytest.mark.parametrize("kind", [UnhashableType, NamelessType])
+@pytest.mark.parametrize("phase", PHASES)
+async def test_F1_an_exception_of_an_odd_type_arrives(kind, phase, grace):
+    class OddError(OSError, metaclass=kind):
+        pass
+
+    await check(Fragile(phase, OddError(), "a fact"))
+
+
+async def test_F1_notes_without_an_end_are_not_searched():
+    error = OSError("no")
+    error.__notes__ = itertools.count()
+    await check(Fragile("opening", error, "a fact"))
+
+
+async def test_F1_an_exception_whose_add_note_ends_the_program_does_not_end_it():
+    class EndingError(OSError):
+        def add_note(self, note):
+            raise SystemExit
+
+    await check(Fragile("opening", EndingError("no"), "a fact"))
+
+
+async def test_F1_a_run_ends_although_its_outcome_cannot_be_decided(monkeypatch):
+    def fail(*_, **__):
+        raise LookupError("a bug")
+
+    probe = Probe()
+    await probe.start()
+    owner = probe._life.run._task
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_failure_of", fail)
+        probe.connection_lost()
+        with pytest.raises(LookupError, match="a bug"):
+            await probe.wait_closed()
+    if isinstance(owner, asyncio.Task):
+        await checkpoint()
+        assert owner.exception() is probe.exception
+    async with probe:
+        assert probe.exception is None
+
+
+async def test_F1_a_logger_that_cannot_tell_its_level_affects_nothing(monkeypatch):
+    def fail(*_):
+        raise LookupError("the logger is odd")
+
+    monkeypatch.setattr(logging.getLogger("ownertask"), "isEnabledFor", fail)
+    async with Probe():
+        pass
+
+
+async def test_F8_each_caller_gets_its_own_copy_of_an_error_of_ownertask_that_opening_raised():
+    class Outer(ConnectionManager[int]):
+        @asynccontextmanager
+        async def open_connection(self):
+            await checkpoint()
+            raise NotConnectedError("inner", CLOSED)
+            yield 1
+
+    outer = Outer()
+    errors = await outcomes(outer.start, outer.start, outer.start)
+    for error in errors:
+        assert type(error) is NotConnectedError
+        assert "open_connection" in [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        assert is_unchanged(error)
+        change(error)
+    assert is_unchanged(outer.exception)
+
+
 # What an exception keeps alive.
 
 
@@ -698,6 +799,17 @@ async def test_F9_the_locals_of_a_caller_are_freed_after_an_open_connection_fail
     await use()
     assert await left(references) == []
     assert manager.state is FAILED
+
+
+async def test_F9_a_manager_is_freed_after_a_block_failed_to_enter(without_collector):
+    references = []
+
+    async def use():
+        manager = failing("start timeout", references)
+        await call(manager.__aenter__)
+
+    await use()
+    assert await left(references) == []
 
 
 # Objects that refer to themselves.

@@ -347,6 +347,35 @@ def test_F20_the_bound_of_a_call_from_inside_applies_if_another_call_waits_longe
 
 
 @virtual
+@pytest.mark.parametrize("method", ["start", "wait_closed"])
+def test_O21_a_task_inside_that_waits_for_the_end_is_waited_for_at_most_30_seconds(clock, method):
+    async def main(where):
+        waiting = WaitsForItsTask(where)
+
+        async def wait():
+            if method == "start":  # while the connection is open, it would return at once
+                await anyio.sleep(1)
+            await getattr(waiting, method)()
+
+        waiting.stop_it = wait
+        async with anyio.create_task_group() as tg:
+            go = await waiting.start()
+            if where == "callback":
+                waiting.context.run(tg.start_soon, waiting.call)
+            go.set()
+            await settle()
+            began = anyio.current_time()
+            await waiting.stop(None)
+            assert 30 <= anyio.current_time() - began < 32
+            tg.cancel_scope.cancel()
+        await waiting.stop()
+
+    for where in ("child", "grandchild", "callback"):
+        print("where:", where)
+        run_for_a_day(partial(main, where), clock=clock)
+
+
+@virtual
 @pytest.mark.parametrize("timeout", [None, 300])
 def test_F20_stop_from_outside_waits_as_long_as_it_was_asked_to(clock, timeout):
     async def main():

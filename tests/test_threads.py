@@ -681,3 +681,61 @@ async def test_F23_a_manager_that_is_not_running_is_not_refused_in_another_loop(
     async with probe:
         pass
     await anyio.to_thread.run_sync(run, use, abroad)
+
+
+@pytest.mark.parametrize("loops", list(product(FAMILIES, FAMILIES)), ids="-".join)
+def test_F3_a_block_that_cannot_enter_does_not_touch_a_run_of_another_thread(loops):
+    """While the block waits for the end of a run, another thread begins one, and exits its own block."""
+    probe = Probe()
+    is_over, second_is_closing = threading.Event(), threading.Event()
+    may_close_first, may_close_second = threading.Event(), threading.Event()
+    errors = []
+
+    async def wait_for(event):
+        await anyio.to_thread.run_sync(event.wait, 5)
+
+    async def waits():
+        async def close():
+            await wait_for(may_close_first)
+
+        async def enter():
+            try:
+                await probe.__aenter__()
+            except WrongEventLoopError as error:
+                errors.append(error)
+                may_close_second.set()
+
+        probe.closing = close
+        await probe.start()
+        first = probe._life.run
+        changed = first.changed
+
+        async def change_late(deadline=None):
+            """When the block wakes up at the end of the run, another thread has begun one."""
+            await changed(deadline)
+            if first.is_over:
+                is_over.set()
+                await wait_for(second_is_closing)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(probe.stop)
+            await wait_all_tasks_blocked()
+            first.changed = change_late
+            tg.start_soon(enter)
+            await wait_all_tasks_blocked()
+            may_close_first.set()
+
+    async def uses():
+        await wait_for(is_over)
+
+        async def close():
+            second_is_closing.set()
+            await wait_for(may_close_second)
+
+        probe.closing = close
+        async with probe:
+            pass
+        assert probe.state is CLOSED
+
+    in_threads(partial(run, waits, loops[0]), partial(run, uses, loops[1]))
+    assert len(errors) == 1

@@ -551,11 +551,11 @@ class Run(Generic[T]):
     def _settle(self, error: BaseException | None) -> None:
         """Decides how the run ended, given the exception that the context manager raised, if any."""
         loop_ends = self._loop.is_ending(self._task)
-        failure = self._failure_of(error, loop_ends=loop_ends)
-        reported = None if self._loss is None else self._loss.cause
         self._loop.owner_tasks.discard(self._task)
         # These refer to this run and its manager.
         self._open_connection = self._task = self._owner = None
+        failure = self._failure_of(error, loop_ends=loop_ends)
+        reported = None if self._loss is None else self._loss.cause
         self._move(CLOSED if failure is None else FAILED, failure=failure)
         # The outcome is final. The code below only adds notes and logs, and may fail.
         if failure is not None:

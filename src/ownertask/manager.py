@@ -292,11 +292,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         elif keeps and self._life.blocks.need(cast("Run[object]", run)):
             run.is_kept = False
         # Raised outside the handler, which would mistake a second, native cancellation for anyio's.
-        try:
-            if cancellation is not None:
-                raise cancellation
-        finally:
-            del cancellation  # breaks a reference cycle through this frame
+        if cancellation is not None:
+            raise cancellation
         if timeout is None or run.is_over or run.gave_up:
             run.raise_for_starter()
         raise run.start_timeout_error(timeout)
