@@ -1,6 +1,7 @@
 """Tests for the behavior of asyncio, anyio and trio that the owner task relies on."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 
@@ -116,6 +117,17 @@ def test_a_finished_trio_loop_is_closed_and_runs_no_callback():
         return current_event_loop()
 
     loop = trio.run(main)
+    assert not loop.is_alive()
+    loop.call_soon_threadsafe(pytest.fail)
+
+
+def test_an_asyncio_loop_that_was_freed_is_not_alive_and_runs_no_callback():
+    async def main():
+        return current_event_loop()
+
+    loop = asyncio.run(main())
+    gc.collect()
+    assert loop.native is None
     assert not loop.is_alive()
     loop.call_soon_threadsafe(pytest.fail)
 

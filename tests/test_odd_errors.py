@@ -29,8 +29,11 @@ from ownertask import (
     NotConnectedError,
     StartTimeoutError,
     StopTimeoutError,
+    _owner,
 )
 from ownertask._call_stack import waiting_place
+from ownertask._failure import add_note
+from ownertask._log import log
 from ownertask._owner import Run
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
@@ -587,6 +590,45 @@ async def test_F1_a_run_ends_although_its_outcome_cannot_be_decided(monkeypatch)
         assert owner.exception() is probe.exception
     async with probe:
         assert probe.exception is None
+
+
+async def test_F1_a_run_ends_although_a_note_cannot_be_added(monkeypatch):
+    def fail(*_):
+        raise LookupError("a bug")
+
+    error = OSError("no")
+    probe = Probe(closing=raises(error))
+    await probe.start()
+    owner = probe._life.run._task
+    with monkeypatch.context() as patched:
+        patched.setattr(_owner, "add_note", fail)
+        await probe.stop()
+    assert probe.exception is error
+    if isinstance(owner, asyncio.Task):
+        await checkpoint()
+        assert type(owner.exception()) is LookupError
+
+
+def test_F1_a_keyboard_interrupt_in_foreign_code_is_not_suppressed(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    class KeyedError(OSError):
+        add_note = interrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        add_note(KeyedError("no"), "a note")
+    monkeypatch.setattr(logging.getLogger("ownertask"), "isEnabledFor", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        log(logging.DEBUG, "a message")
+
+
+async def test_O2_a_group_that_contains_one_exception_twice_is_raised_as_that_exception():
+    error = OSError("no")
+    probe = Probe(raises(ExceptionGroup("group", [error, ExceptionGroup("inner", [error])])))
+    with pytest.raises(OSError, match="no") as caught:
+        await probe.start()
+    assert caught.value is error
 
 
 async def test_F1_a_logger_that_cannot_tell_its_level_affects_nothing(monkeypatch):

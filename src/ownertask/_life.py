@@ -24,7 +24,7 @@ T = TypeVar("T")
 claiming: Final = RLock()
 """Hold it while you check that a manager is not in use and then begin to use it. Do not await."""
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
     # Otherwise, a child that was forked while another thread holds the lock could never acquire it.
     os.register_at_fork(
         before=claiming.acquire, after_in_parent=claiming.release, after_in_child=claiming.release
