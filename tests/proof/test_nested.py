@@ -123,7 +123,7 @@ def search(shape, scripts, sequences, clock, **options):
 def test_nested_managers_keep_the_guarantees(clock, exact, record_property):
     taken = 0
 
-    @searched(50)
+    @searched(40)
     @given(shapes, scripts, st.lists(loops, min_size=1, max_size=3))
     def run(shape, scripts, sequences):
         nonlocal taken
@@ -145,7 +145,7 @@ def test_nested_managers_keep_the_guarantees(clock, exact, record_property):
 def test_the_last_exit_of_several_blocks_stops_what_a_block_began(clock, record_property):
     taken = 0
 
-    @searched(150)
+    @searched(100)
     @given(
         st.lists(st.sampled_from(["ok", "ok", "slow", "slow", "hang"]), min_size=30, max_size=30),
         st.lists(st.tuples(block_steps, st.just(0)), min_size=10, max_size=30),

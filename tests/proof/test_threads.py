@@ -16,7 +16,7 @@ from contextlib import suppress
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from proof.search import IS_LONG
+from proof.search import PROFILE
 from proof.threads import JOIN_TIMEOUT, KINDS, LOOPS, Crew, fork_and_check, run_and_abandon, run_loop
 
 from ownertask import (
@@ -31,7 +31,7 @@ from ownertask import (
 )
 
 SEED = int(os.environ.get("OWNERTASK_SEED") or random.randrange(2**32))
-SECONDS = 40 if IS_LONG else 1
+SECONDS = {"long": 40, "mutants": 4}.get(PROFILE, 1)
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
 
@@ -88,13 +88,22 @@ class Opened:
 
 
 class Around(ConnectionManager[object]):
-    """Opens other managers as part of its own run."""
+    """Opens another manager as part of its own run.
 
-    def __init__(self, inner, name="around"):
+    Args:
+        inner: The other manager.
+        name: See `ConnectionManager`.
+        meet: Called before that, to meet another thread.
+    """
+
+    def __init__(self, inner, name="around", meet=None):
         super().__init__(name=name)
         self.inner = inner
+        self.meet = meet
 
     def open_connection(self):
+        if self.meet is not None:
+            self.meet()
         return self.open_inner(self.inner)
 
 
@@ -148,7 +157,9 @@ def test_F3_if_two_threads_start_one_manager_at_the_same_time_one_is_refused(cre
         [manager] = managers
         for _ in range(30):
             how = rng.choice(["start", "block", "run", "outer"]) if method == "any" else method
-            user = Around(manager) if how == "outer" else manager
+            user = (
+                Around(manager, meet=meet if method == "outer" else None) if how == "outer" else manager
+            )
             meet()
             async with anyio.create_task_group() as tasks:
                 try:
