@@ -18,6 +18,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 SEARCH = [f"tests/proof/test_{name}.py" for name in ("odd", "nested", "random", "sweep")]
 THREADS = ["tests/proof/test_threads.py"]
+SIGNALS = ["tests/proof/test_signals.py"]
 TIMEOUT = 240
 
 
@@ -77,15 +78,14 @@ MUTANTS = [
         "start() does not check the state again after it wakes up",
         "manager.py",
         (
-            "            if run.state is ConnectionState.OPEN:\n"
-            "                run.received = True\n"
-            "                return run.connection\n"
+            "            if (received := run.received_connection()) is not None:\n"
+            "                return received[0]\n"
             "            if"
         ),
         (
             "            if run._was_open:\n"
             "                run.received = True\n"
-            "                return run._status.connection\n"
+            "                return run._status[1]\n"
             "            if"
         ),
     ),
@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "start() while closing does not wait for the close to end",
         "manager.py",
-        "            await run.changed(deadline)\n        if life.stops",
-        ("            run = None\n            break\n        if life.stops"),
+        "            await self._wait_for_close(run, stops, timeout, deadline)\n",
+        ("            run = None\n            break\n"),
     ),
     Mutant(
         "exiting an `async with` block does not stop its run",
@@ -183,7 +183,7 @@ MUTANTS = [
     Mutant(
         "a loss while opening is ignored",
         "_owner.py",
-        "        if was_opening or self.state is OPEN:\n            self._loss",
+        "        if self.state is OPENING or self.state is OPEN:\n            self._loss",
         "        if self.state is OPEN:\n            self._loss",
     ),
     Mutant(
@@ -195,8 +195,8 @@ MUTANTS = [
     Mutant(
         "a loss does not wake up the owner",
         "_owner.py",
-        ("leaf(cause, self.cancelled_type))\n            self._move(CLOSING)\n"),
-        ("leaf(cause, self.cancelled_type))\n            self._status = Status(CLOSING)\n"),
+        ("    def _act_on_loss(self) -> None:\n        self._notify()\n"),
+        "    def _act_on_loss(self) -> None:\n",
     ),
     Mutant(
         "a close after a loss has no time limit",
@@ -207,8 +207,8 @@ MUTANTS = [
     Mutant(
         "a state change does not wake up waiting calls",
         "_owner.py",
-        ("        self._status = Status(state, connection, failure)\n        self._notify()\n"),
-        "        self._status = Status(state, connection, failure)\n",
+        ("        self._status = (state, connection, failure)\n        self._notify()\n"),
+        "        self._status = (state, connection, failure)\n",
     ),
     Mutant(
         "a state change wakes up only one waiting call",
@@ -236,15 +236,6 @@ MUTANTS = [
             "                        await self.changed()\n"
         ),
         "",
-    ),
-    Mutant(
-        "the owner closes the connection at the first wake-up",
-        "_owner.py",
-        (
-            "                    while self.state is OPEN:\n"
-            "                        await self.changed()\n"
-        ),
-        "                    await self.changed()\n",
     ),
     Mutant(
         "a cancellation escapes from the owner task",
@@ -334,8 +325,8 @@ MUTANTS = [
     Mutant(
         "a loss while opening does not cancel the attempt",
         "_owner.py",
-        ("            if was_opening:\n                self._cancel()\n            else:\n"),
-        "            if not was_opening:\n",
+        ("            self.force_within(STOP_TIMEOUT)\n        else:\n            self._cancel()\n"),
+        "            self.force_within(STOP_TIMEOUT)\n",
     ),
     Mutant(
         "the consequence of a loss while opening is raised instead of its reason",
@@ -364,13 +355,13 @@ MUTANTS = [
     Mutant(
         "an exit stops the manager although a block waits to enter",
         "_blocks.py",
-        "        return is_used or any(run.is_in(waiting.loop) for waiting in self._waiting)\n",
+        "        return is_used or any(run.is_in(waiting.loop) for waiting in tuple(self._waiting))\n",
         "        return is_used\n",
     ),
     Mutant(
         "a block that waits in a closed event loop counts forever",
         "_blocks.py",
-        "any(run.is_in(waiting.loop) for waiting in self._waiting)",
+        "any(run.is_in(waiting.loop) for waiting in tuple(self._waiting))",
         "bool(self._waiting)",
     ),
     Mutant(
@@ -388,8 +379,8 @@ MUTANTS = [
     Mutant(
         "a block that is cancelled while it enters leaves the connection open",
         "manager.py",
-        "            error = await life.run.seen_through() or error\n",
-        "            pass\n",
+        "                error = await run.seen_through() or error\n",
+        "                pass\n",
     ),
     Mutant(
         "an exit is never matched with the entry of its own task",
@@ -450,8 +441,8 @@ MUTANTS = [
     Mutant(
         "the run of a loan is known only one level deep",
         "manager.py",
-        "        runs = [run for run in runs_around_caller() if own.key in run.parts and run.is_alive]\n",
-        "        runs = [run for run in runs_around_caller() if run is own.run and run.is_alive]\n",
+        "        runs = [run for run in runs_around_caller() if own.key in run.parts]\n",
+        "        runs = [run for run in runs_around_caller() if run is own.run]\n",
     ),
     Mutant(
         "a callback of a run that is over reports a loss of the present one",
@@ -491,7 +482,7 @@ MUTANTS = [
     ),
     Mutant(
         "a handler of the log may keep a run from ending",
-        "_owner.py",
+        "_log.py",
         "    except BaseException:  # noqa: BLE001 - it must not affect the connection\n",
         "    except ValueError:\n",
     ),
@@ -500,7 +491,7 @@ MUTANTS = [
         "_backend.py",
         (
             "    event_loop = getattr(loop, _ATTRIBUTE, None)\n"
-            "    if not isinstance(event_loop, EventLoop) or not event_loop.is_alive():\n"
+            "    if type(event_loop) is not _AsyncioEventLoop or not event_loop.is_of_this_process():\n"
             "        event_loop = _AsyncioEventLoop(loop)\n"
             "        setattr(loop, _ATTRIBUTE, event_loop)\n"
         ),
@@ -563,7 +554,7 @@ MUTANTS = [
     Mutant(
         "a run of the parent process counts as alive in a forked child",
         "_backend.py",
-        "        return self._process_id == os.getpid() and not self._is_closed()\n",
+        "        return self.is_of_this_process() and not self._is_closed()\n",
         "        return not self._is_closed()\n",
         THREADS,
     ),
@@ -571,19 +562,25 @@ MUTANTS = [
         "the state is read in two steps",
         "_owner.py",
         (
-            "        can_change = self._loop.is_alive()\n"
             "        status = self._status  # read last: if a run fails before its loop is closed, it has failed\n"
-            "        return status if can_change or status.state in OVER else Status(CLOSED)\n"
+            "        return status if can_change or status[0] in OVER else (CLOSED, None, None)\n"
         ),
-        "        return self._status if self.is_over or self.is_alive else Status(CLOSED)\n",
+        "        return self._status if self.is_over or self.is_alive else (CLOSED, None, None)\n",
         THREADS,
     ),
     Mutant(
-        "a loss in a signal handler does not wake up the event loop",
+        "a loss in a signal handler changes the data of the event loop",
         "_owner.py",
-        "            self._loop.call_soon_threadsafe(lambda: None)\n",
-        "            pass\n",
-        THREADS,
+        "                self._loop.call_soon_threadsafe(self._act_on_loss)\n",
+        "                self._act_on_loss()\n",
+        [*SIGNALS, *THREADS],
+    ),
+    Mutant(
+        "a loss in a signal handler interrupts a decision",
+        "_owner.py",
+        "        if self.is_in_this_loop() and not _interrupts_decision():\n",
+        "        if self.is_in_this_loop():\n",
+        SIGNALS,
     ),
 ]
 
