@@ -79,7 +79,8 @@ class Life(Generic[T]):
     @property
     def borrower(self) -> str | None:
         """The name of the manager that uses this one, if any."""
-        return self.loan.borrower if self.loan is not None and self.loan.is_alive else None
+        loan = self.loan  # read once: another thread may take the connection back at any time
+        return loan.borrower if loan is not None and loan.is_alive else None
 
     def run_of_caller(self) -> "Run[object] | None":
         """Returns the run that the connection is part of, unless the caller belongs to another one.
@@ -87,7 +88,8 @@ class Life(Generic[T]):
         Child tasks and callbacks of an owner task inherit its context, so they belong to its run.
         """
         own = cast("Run[object] | None", self.run)
-        current = own if self.borrower is None or self.loan is None else self.loan.run
+        loan = self.loan  # read once, as in `borrower`
+        current = own if loan is None or not loan.is_alive else loan.run
         runs = [run for run in runs_around_caller() if self.key in run.parts]
         return None if runs and runs[-1] is not current else current
 

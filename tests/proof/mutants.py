@@ -459,7 +459,7 @@ MUTANTS = [
     Mutant(
         "a loss of an inner manager is ignored",
         "_life.py",
-        "        current = own if self.borrower is None or self.loan is None else self.loan.run\n",
+        "        current = own if loan is None or not loan.is_alive else loan.run\n",
         "        current = own\n",
     ),
     Mutant(
