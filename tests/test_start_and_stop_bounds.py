@@ -718,7 +718,7 @@ async def test_C3_a_queued_start_that_was_stopped_says_so_if_the_owner_does_not_
             errors.append(type(error))
 
     async with anyio.create_task_group() as tg:
-        tg.start_soon(call, probe.stop)
+        tg.start_soon(call, partial(probe.stop, 0))
         await closing.reached.wait()
         tg.start_soon(call, probe.start)
         await settle()
