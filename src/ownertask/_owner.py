@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar, copy_context
 from functools import cache
-from inspect import CO_COROUTINE, currentframe, isasyncgen, iscoroutine
+from inspect import isasyncgen, iscoroutine
 from math import inf
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
@@ -24,6 +24,7 @@ from ._call_stack import waiting_place
 from ._failure import Failure, add_note, leaf
 from ._log import DEBUG, ERROR, WARNING, log
 from ._reason import is_a
+from ._signal_handlers import in_signal_handler
 from .errors import (
     ConnectionLostError,
     ConnectionStoppedError,
@@ -94,20 +95,6 @@ def _event_loop_finder() -> "Callable[[], EventLoop]":
     return current_event_loop
 
 
-def _interrupts_decision() -> bool:
-    """Returns whether a signal or log handler interrupts a synchronous function of this module.
-
-    Such a function is one decision. Otherwise, only coroutines of this module are on the stack.
-    """
-    frame = currentframe()
-    frame = None if frame is None or frame.f_back is None else frame.f_back.f_back  # our caller's caller
-    while frame is not None:
-        if frame.f_globals is globals() and not frame.f_code.co_flags & CO_COROUTINE:
-            return True
-        frame = frame.f_back
-    return False
-
-
 def current_event_loop() -> "EventLoop":
     """Returns the event loop in which the caller is running.
 
@@ -167,7 +154,6 @@ class Run(Generic[T]):
         self._loop = current_event_loop()
         self.cancelled_type = self._loop.cancelled_type
         self._wake_ups: set[Callable[[], object]] = set()
-        self._is_entered = False
         self._was_open = False
         self._stopped = False
         self._expired_timeout: float | None = None
@@ -260,7 +246,7 @@ class Run(Generic[T]):
 
     def received_connection(self) -> tuple[T] | None:
         """Returns the connection for a `start()` call, in a tuple, if it is open."""
-        state, connection, _ = self._status  # read once: a signal handler may report a loss at any time
+        state, connection, _ = self._status
         if state is not OPEN:
             return None
         self.received = True
@@ -384,36 +370,24 @@ class Run(Generic[T]):
 
         The first cause that is reported until the run is over counts.
         """
-        if self._record_loss(cause, message):
-            self._act_on_loss()
-
-    def _record_loss(self, cause: BaseException | None, message: str = LOST) -> bool:
-        """Changes only this object. Returns whether this is the first report."""
-        if self.state is OPENING or self.state is OPEN:
+        was_opening = self.state is OPENING
+        if was_opening or self.state is OPEN:
             self._loss = Loss(message, leaf(cause, self.cancelled_type))
-            self._status = (CLOSING, None, None)
-            return True
-        if self._loss is not None and self._loss.cause is None:
+            self._move(CLOSING)
+            if was_opening:
+                self._cancel()
+            else:
+                self.force_within(STOP_TIMEOUT)
+        elif self._loss is not None and self._loss.cause is None:
             self._loss = self._loss._replace(cause=leaf(cause, self.cancelled_type))
-        return False
-
-    def _act_on_loss(self) -> None:
-        self._notify()
-        log(DEBUG, "%s: %s -> closing", self.name, "open" if self._was_open else "opening")
-        if self._is_entered:
-            self.force_within(STOP_TIMEOUT)
-        else:
-            self._cancel()
 
     def lose_from_any_thread(self, cause: BaseException | None) -> None:
-        """Records a loss: immediately in the event loop of the run, otherwise soon.
+        """Calls `lose()`: immediately in the event loop of the run, otherwise soon.
 
-        A signal handler may call this at any moment, even while the loop waits for I/O or changes its
-        own data. So the run acts on the loss in a callback.
+        In a signal handler, only `call_soon_threadsafe()` is safe. It also ends a loop's wait for I/O.
         """
-        if self.is_in_this_loop() and not _interrupts_decision():
-            if self._record_loss(cause):
-                self._loop.call_soon_threadsafe(self._act_on_loss)
+        if self.is_in_this_loop() and not in_signal_handler():
+            self.lose(cause)
         else:
             self._loop.call_soon_threadsafe(lambda: self.lose(cause))
 
@@ -513,7 +487,6 @@ class Run(Generic[T]):
             del self
 
     def _publish(self, connection: T) -> None:
-        self._is_entered = True
         if self.state is not OPENING:
             return  # stopped, lost or timed out in the iteration in which opening succeeded
         self._was_open = True

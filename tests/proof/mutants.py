@@ -195,8 +195,8 @@ MUTANTS = [
     Mutant(
         "a loss does not wake up the owner",
         "_owner.py",
-        ("    def _act_on_loss(self) -> None:\n        self._notify()\n"),
-        "    def _act_on_loss(self) -> None:\n",
+        "            self._move(CLOSING)\n            if was_opening:\n",
+        "            self._status = (CLOSING, None, None)\n            if was_opening:\n",
     ),
     Mutant(
         "a close after a loss has no time limit",
@@ -569,16 +569,9 @@ MUTANTS = [
         THREADS,
     ),
     Mutant(
-        "a loss in a signal handler changes the data of the event loop",
+        "a loss in a signal handler takes effect at once",
         "_owner.py",
-        "                self._loop.call_soon_threadsafe(self._act_on_loss)\n",
-        "                self._act_on_loss()\n",
-        [*SIGNALS, *THREADS],
-    ),
-    Mutant(
-        "a loss in a signal handler interrupts a decision",
-        "_owner.py",
-        "        if self.is_in_this_loop() and not _interrupts_decision():\n",
+        "        if self.is_in_this_loop() and not in_signal_handler():\n",
         "        if self.is_in_this_loop():\n",
         SIGNALS,
     ),

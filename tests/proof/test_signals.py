@@ -1,9 +1,10 @@
 """Reports a loss before each line of the core, as a signal handler may do.
 
 A handler of `signal.signal()` interrupts the event loop's thread between any two instructions. Here a
-trace function stands in for it, so each line is tried once, and nothing depends on timing.
+trace function raises the signal, so each line is tried once, and nothing depends on timing.
 """
 
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -29,11 +30,16 @@ class Handler:
 
     def __enter__(self):
         self.previous = sys.gettrace()
+        self.previous_handler = signal.signal(signal.SIGTERM, self.handle_signal)
         sys.settrace(self.enter_function)
         return self
 
     def __exit__(self, *_):
         sys.settrace(self.previous)
+        signal.signal(signal.SIGTERM, self.previous_handler)
+
+    def handle_signal(self, number, frame):
+        self.handle(self.place)
 
     def enter_function(self, frame, event, argument):
         is_core = frame.f_code.co_filename.startswith(CORE)
@@ -44,7 +50,8 @@ class Handler:
             return self.next_line
         self.lines_left -= 1
         if self.lines_left == 0:
-            self.handle(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+            self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            signal.raise_signal(signal.SIGTERM)
         return self.next_line if self.lines_left > 0 else None
 
 
