@@ -183,7 +183,7 @@ MUTANTS = [
     Mutant(
         "a loss while opening is ignored",
         "_owner.py",
-        "        if self.state is OPENING or self.state is OPEN:\n            self._loss",
+        "        if was_opening or self.state is OPEN:\n            self._loss",
         "        if self.state is OPEN:\n            self._loss",
     ),
     Mutant(
@@ -201,8 +201,8 @@ MUTANTS = [
     Mutant(
         "a close after a loss has no time limit",
         "_owner.py",
-        "                self.force_within(STOP_TIMEOUT)\n",
-        "",
+        "            else:\n                self.force_within(STOP_TIMEOUT)\n        elif",
+        "        elif",
     ),
     Mutant(
         "a state change does not wake up waiting calls",
@@ -325,8 +325,8 @@ MUTANTS = [
     Mutant(
         "a loss while opening does not cancel the attempt",
         "_owner.py",
-        ("            self.force_within(STOP_TIMEOUT)\n        else:\n            self._cancel()\n"),
-        "            self.force_within(STOP_TIMEOUT)\n",
+        "            if was_opening:\n                self._cancel()\n            else:\n                self.force_within",
+        "            if not was_opening:\n                self.force_within",
     ),
     Mutant(
         "the consequence of a loss while opening is raised instead of its reason",
@@ -547,8 +547,8 @@ MUTANTS = [
     Mutant(
         "a forked child inherits a lock that is held",
         "_life.py",
-        'if hasattr(os, "register_at_fork"):\n',
-        "if False:\n",
+        'if hasattr(os, "register_at_fork"):  #',
+        "if False:  #",
         THREADS,
     ),
     Mutant(
