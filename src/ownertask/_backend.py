@@ -80,7 +80,7 @@ class EventLoop(ABC):
         return self.is_of_this_process() and not self._is_closed()
 
     def is_of_this_process(self) -> bool:
-        """Returns whether the loop was not created before a fork."""
+        """Returns whether the loop was first used in this process, and not before a fork."""
         return self._process_id == os.getpid()
 
     @property
@@ -102,7 +102,7 @@ class EventLoop(ABC):
             raise
 
     def check_not_collected(self) -> None:
-        """Raises `GeneratorExit` if the loop is closed, and the garbage collector ends the caller.
+        """Raises `GeneratorExit` if the loop is closed and the garbage collector is closing the caller.
 
         Call it after a cancel scope raised an exception. Outside its loop, a scope cannot be exited.
         """
@@ -136,7 +136,7 @@ class EventLoop(ABC):
 
     @abstractmethod
     def contain(self, coroutine: Coroutine[object, None, None], name: str) -> Awaitable[None]:
-        """Awaits `coroutine` so that a scope that it leaves open cannot harm other tasks.
+        """Awaits `coroutine` so that a scope that it leaves open does not end a trio run.
 
         Args:
             coroutine: The coroutine to await.
@@ -200,7 +200,7 @@ def running() -> object:
 
     One of the two may run inside the other, for example trio in guest mode.
     """
-    sniffio = sys.modules.get("sniffio")  # trio imports it, and says there whether it is running
+    sniffio = sys.modules.get("sniffio")  # trio imports it, and records there whether it is running
     if sniffio is not None and getattr(sniffio.thread_local, "name", None) == "trio":
         token: object = sys.modules["trio"].lowlevel.current_trio_token()
         return token

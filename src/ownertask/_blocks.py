@@ -2,7 +2,7 @@
 
 Each exit is matched with one entry: the newest that the same task made. Blocks may also be exited in
 another task. In a task without an entry, an exit is matched with the oldest entry, preferably in a run
-that is over. So a connection in use may close late, but never early.
+that is over, because a connection in use should rather close late than early.
 """
 
 from typing import TYPE_CHECKING
@@ -34,17 +34,17 @@ class Blocks:
         return waiting
 
     def give_up(self, waiting: "Waiting") -> None:
-        """Discounts a block that does not get a connection."""
+        """Stops counting a block that gets no connection."""
         self._waiting.discard(waiting)
 
     def enter(self, waiting: "Waiting", run: "Run[object]") -> None:
-        """Notes that a block has a connection."""
+        """Records that a block has a connection."""
         self._waiting.discard(waiting)
         self._sort_out(run)
         self._tasks.append(ref(run.current_task()))
 
     def exit(self, task: object) -> bool:
-        """Removes the entry to which an exit in `task` belongs. Returns whether its run is alive."""
+        """Removes the entry that matches an exit in `task`. Returns whether the entry's run is alive."""
         self._sort_out(self._run)
         here = ref(task)
         if here in self._tasks:

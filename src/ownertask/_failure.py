@@ -1,4 +1,4 @@
-"""The exception that ended a run: found in what the context manager raised, and raised to many callers.
+"""Finds the exception that ended a run, and raises it for each caller.
 
 See `_reason.py` for how exceptions of any class are handled.
 """
@@ -92,7 +92,7 @@ class Failure:
         return self._is_ours and self.exception.__cause__ is error
 
     def raise_(self) -> NoReturn:
-        """Raises the exception, or a copy of it if ownertask created it."""
+        """Raises the exception. Each caller gets its own copy of an error that ownertask defines."""
         if self._is_ours or type(self.exception).__module__ == ConnectionManagerError.__module__:
             exception = cast("ConnectionManagerError", self.exception)
             raise copied(exception).with_traceback(self._traceback)

@@ -56,8 +56,8 @@ class Life(Generic[T]):
 
     Attributes:
         key: Identifies the manager in `Run.parts`.
-        manager: A weak reference to the manager. If a copy of the manager finds this object among its
-            attributes, it is not its own.
+        manager: A weak reference to the manager. If a copy of the manager holds the `Life` of the
+            original, this reference shows it.
         run: The current or last run.
         stops: The number of `stop()` calls. Each one ends all `start()` calls made before it.
         blocks: The `async with` blocks.
@@ -79,11 +79,11 @@ class Life(Generic[T]):
     @property
     def borrower(self) -> str | None:
         """The name of the manager that uses this one, if any."""
-        loan = self.loan  # read once: another thread may take the connection back at any time
+        loan = self.loan  # read once: another thread may end the loan at any time
         return loan.borrower if loan is not None and loan.is_alive else None
 
     def run_of_caller(self) -> "Run[object] | None":
-        """Returns the run that the connection is part of, unless the caller belongs to another one.
+        """Returns the run that the connection is part of, unless the caller belongs to another run.
 
         Child tasks and callbacks of an owner task inherit its context, so they belong to its run.
         """

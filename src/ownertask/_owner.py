@@ -4,10 +4,10 @@ All other code talks to the owner task through its `Run`, which guarantees:
 
 * The context manager is entered and exited in the same task, once each.
 * Every decision is made in synchronous code, so no other task sees an intermediate state.
-* The run always reaches `CLOSED` or `FAILED`, and then all waiting tasks wake up. Neither an exception's
-  methods nor a logging handler can prevent that.
+* When the context manager has exited, the run reaches `CLOSED` or `FAILED`, and then all waiting tasks
+  wake up. Neither an exception's methods nor a logging handler can prevent that.
 * No exception leaves the owner task, except on asyncio: a `BaseException` that no `start()` is waiting
-  for.
+  for, and an exception that was raised after the outcome was decided.
 
 Use a `Run` only in its own event loop. Its properties may be read in any thread.
 """
@@ -208,7 +208,7 @@ class Run(Generic[T]):
 
     def _visible_status(self) -> tuple[ConnectionState, T | None, Failure | None]:
         can_change = self._loop.is_alive()
-        status = self._status  # read last: if a run fails before its loop is closed, it has failed
+        status = self._status  # read last, so that a failure just before the loop closes is still seen
         return status if can_change or status[0] in OVER else (CLOSED, None, None)
 
     @property
@@ -320,7 +320,7 @@ class Run(Generic[T]):
         await self._loop.shielded(self.forced)
 
     async def seen_through(self) -> BaseException | None:
-        """Waits as `forced_shielded()`, also through native cancellations, and returns the last one."""
+        """Waits as `forced_shielded()`, even through native cancellations. Returns the last of them."""
         self.force()
         cancellation: BaseException | None = None
         while not (self.is_over or self.gave_up):
@@ -368,7 +368,7 @@ class Run(Generic[T]):
     def lose(self, cause: BaseException | None, message: str = LOST) -> None:
         """Records a loss. Closes an open connection, or cancels the attempt to open it.
 
-        The first cause that is reported until the run is over counts.
+        Only the first cause that is reported before the run is over counts.
         """
         was_opening = self.state is OPENING
         if was_opening or self.state is OPEN:
@@ -458,7 +458,7 @@ class Run(Generic[T]):
                 try:
                     await self._enter_and_exit()
                 except BaseException as exc:
-                    # The scopes need to see only a cancellation.
+                    # The scopes must see no exception except a cancellation.
                     if leaf(exc, self.cancelled_type) is None or not self._loop.is_current():
                         raise
                     self._raised = exc

@@ -1,4 +1,4 @@
-"""The reason for a failure, as a text, from exceptions that may be of any class.
+"""Extracts the reason for a failure as text, from an exception of any class.
 
 All methods and attributes of an exception may be overridden, and may raise. So these functions use what
 `BaseException` itself defines, walk without recursion, and visit each exception only once.
@@ -74,14 +74,14 @@ def _reason_of_leaf(leaf: BaseException) -> str:
             # The text of a KeyError is only the key.
             return _without_secrets(f"KeyError: {text}" if type(error) is KeyError else text)
         cause: BaseException | None = _cause.__get__(error)
-        # Timeouts are raised from cancellations, which explain nothing.
+        # The cause of a timeout is a cancellation, which explains nothing.
         error = leaves(cause)[0] if cause is not None and is_a(cause, Exception) else None
     name: str = _type_name.__get__(type(leaf))
     return name
 
 
 def text_of(error: BaseException) -> str:
-    """Returns the text of an exception, or an empty one if `str()` raises."""
+    """Returns the text of an exception, or an empty string if `str()` raises."""
     try:
         return str(error)
     except BaseException:  # noqa: BLE001 - a foreign method may raise anything
@@ -91,7 +91,7 @@ def text_of(error: BaseException) -> str:
 def _without_secrets(text: str) -> str:
     if "://" not in text:
         return text
-    # Importing it takes a while, and most programs lose no connection.
+    # Importing `re` takes a while, and most programs lose no connection.
     import re
 
     return re.sub(r"://(?:[^\s'\"<>]*@)?([^\s?#'\"<>]*)[^\s'\"<>]*", r"://\1", text)

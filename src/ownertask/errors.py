@@ -125,7 +125,7 @@ class StopTimeoutError(ConnectionManagerError, TimeoutError):
 
 
 class ManagerInUseError(ConnectionManagerError, RuntimeError):
-    """The manager is running or is part of another manager, and the call requires that it is not."""
+    """The manager is running or is part of another manager, and the call requires an unused manager."""
 
 
 class WrongEventLoopError(ConnectionManagerError, RuntimeError):
@@ -134,16 +134,16 @@ class WrongEventLoopError(ConnectionManagerError, RuntimeError):
     def __init__(self, name: str, use: str) -> None:
         super().__init__(
             name,
-            f"{use} from another event loop; use it in the event loop in which the manager was started",
+            f"{use} from another event loop; use the manager in the event loop in which it was started",
         )
 
 
 class OwnerTaskError(ConnectionManagerError, RuntimeError):
-    """A method was called from inside the connection's own task and would deadlock."""
+    """A method was called from inside the connection and would deadlock."""
 
     def __init__(self, name: str, method: str) -> None:
         super().__init__(
             name,
-            f"{method}() was called from inside the connection's own task and would deadlock; "
+            f"{method}() was called from inside the connection and would deadlock; "
             "call it from a task outside the connection",
         )

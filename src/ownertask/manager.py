@@ -58,8 +58,8 @@ class ConnectionManager(ABC, Generic[T_co]):
     _name: str | None = None
 
     # The private state is created when it is first used, so that a subclass works even if it is a frozen
-    # dataclass or a Pydantic model, or forgets to call super().__init__(). A copy of a manager may bring
-    # the state of the original, and gets its own.
+    # dataclass or a Pydantic model, or forgets to call super().__init__(). A copy of a manager may hold
+    # the state of the original, and then creates its own.
     @property
     def _life(self) -> Life[T_co]:
         life: Life[T_co] | None = vars(self).get("_life")
@@ -172,8 +172,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         Args:
             timeout: Maximum time for this call to wait, in seconds, including the wait for a closing
                 run; `None` waits indefinitely. `start_timeout` limits the attempt itself. The earlier
-                of the two applies. If no other caller is waiting when it expires, the attempt is
-                cancelled and fails with the `StartTimeoutError`, and the call still waits for the
+                of the two applies. If no other caller is waiting when `timeout` expires, the attempt
+                is cancelled and fails with the `StartTimeoutError`. The call still waits for the
                 cleanup, for at most 10 more seconds.
 
         Returns:
@@ -291,7 +291,8 @@ class ConnectionManager(ABC, Generic[T_co]):
             cancellation = await run.seen_through() or cancellation
         elif keeps and self._life.blocks.need(cast("Run[object]", run)):
             run.is_kept = False
-        # Raised outside the handler, which would mistake a second, native cancellation for anyio's.
+        # Raise it outside the `except` block, in which a second, native cancellation would look like
+        # anyio's.
         if cancellation is not None:
             raise cancellation
         if timeout is None or run.is_over or run.gave_up:
@@ -361,7 +362,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         """Opens the connection and keeps it open until it is stopped or lost, for use in a task group.
 
         Call it with `connection = await task_group.start(manager.run)`. If `stop()` closes the open
-        connection, it returns.
+        connection, `run()` returns.
 
         Args:
             task_status: Receives the connection. A task group's `start()` passes it.
@@ -416,7 +417,7 @@ class ConnectionManager(ABC, Generic[T_co]):
             return connection
         finally:
             life.blocks.give_up(waiting)
-        # The last block may have exited in the meantime, and did not stop the run because of this one.
+        # The last block may have exited in the meantime. It did not stop the run because of this block.
         run = life.run
         try:
             if run is not None and run.is_in(waiting.loop) and self._is_left(run):
@@ -438,8 +439,8 @@ class ConnectionManager(ABC, Generic[T_co]):
     ) -> None:
         """Exits a block. If it was the last one, stops the run that the blocks opened; see `stop()`.
 
-        Any task may exit the block. In a task that entered none, the exit counts for the block that
-        was entered first, preferably in a run that is over. Closing may take 30 seconds before the owner
+        Any task may exit the block. If the task entered no block, the exit counts for a block whose run
+        is over or, if there is none, for the oldest block. Closing may take 30 seconds before the owner
         task is cancelled.
 
         Raises:

@@ -562,7 +562,7 @@ MUTANTS = [
         "the state is read in two steps",
         "_owner.py",
         (
-            "        status = self._status  # read last: if a run fails before its loop is closed, it has failed\n"
+            "        status = self._status  # read last, so that a failure just before the loop closes is still seen\n"
             "        return status if can_change or status[0] in OVER else (CLOSED, None, None)\n"
         ),
         "        return self._status if self.is_over or self.is_alive else (CLOSED, None, None)\n",

@@ -1,4 +1,4 @@
-"""Copies of managers, which have the configuration of the original and share nothing that a run uses."""
+"""Access to the attributes that a copy of a manager gets."""
 
 from typing import cast
 
@@ -6,7 +6,7 @@ __all__ = ["attributes_in"]
 
 
 def attributes_in(state: object) -> dict[str, object]:
-    """Returns the attributes in the result of a manager's `__getstate__()`, which may be changed."""
+    """Returns the attributes in the result of a manager's `__getstate__()`. They may be changed."""
     if isinstance(state, tuple):  # __dict__ and the values of a subclass's __slots__
         state = cast("tuple[object, object]", state)[0]
     return cast("dict[str, object]", state)

@@ -175,7 +175,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
             self._add_fact(refusal)
         for leaf in leaves(error):
             if isinstance(leaf, _sdk.http.HTTPError):
-                with suppress(Exception):  # an exception can raise anything when it is used
+                with suppress(Exception):  # an exception's methods may raise anything
                     _make_presentable(leaf)
                 with suppress(Exception):
                     if reason := _reason_of(leaf):

@@ -92,7 +92,8 @@ async def open_session(
 ) -> "AsyncGenerator[ClientSession]":
     """Opens a `ClientSession`. On exit, its pending calls fail.
 
-    If the receive loop of 1.x ends with an exception, the SDK only logs it, and `on_crash` is called.
+    If a handler ends the receive loop of 1.x with an exception, the SDK only logs it, and `on_crash` is
+    called.
 
     1.x accepts durations only as a `timedelta`, 2.x only as seconds. On exit from a session, 1.x
     leaves its pending calls waiting forever.
@@ -118,7 +119,7 @@ async def open_session(
 
 @contextmanager
 def _guarded(session: ClientSession, on_crash: Callable[[Exception], object]) -> "Generator[None]":
-    """Guards the receive loop of 1.x, which any exception of these two methods would end."""
+    """Guards the receive loop of 1.x against exceptions in the methods that handle a message."""
     # Any: the types come from 2.x, which does not have these methods.
     methods: Any = session
     handle_response, handle_incoming = methods._handle_response, methods._handle_incoming
@@ -141,7 +142,7 @@ def _guarded(session: ClientSession, on_crash: Callable[[Exception], object]) ->
     try:
         yield
     finally:
-        # The functions refer to the session, so this ends a reference cycle.
+        # The functions refer to the session, so this breaks a reference cycle.
         del methods._handle_response, methods._handle_incoming
 
 

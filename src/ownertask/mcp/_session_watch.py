@@ -1,8 +1,8 @@
 """Detects that a session can no longer work, and reports the loss of the connection.
 
-This works for every transport. The SDK's transports only end their read stream when the peer dies, and
-some stop accepting messages after a failure. A session whose receive loop ended takes no more calls,
-although its transport may be in order.
+This works for every transport. When the peer dies, the SDK's transports end their read stream but report
+nothing else, and some stop accepting messages after a failure. A session whose receive loop ended can't
+process calls, even if its transport still works.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from .streams import TransportStreams, watched, watched_for_writing
 __all__ = ["SessionWatch"]
 
 RECENT: Final = 1.0
-"""Seconds. An exception that came that shortly before a loss is the reason for it."""
+"""In seconds. An exception received this recently before a loss is used as its reason."""
 
 
 class SessionWatch:
@@ -52,7 +52,7 @@ class SessionWatch:
         return watched(streams, self._ended, self._received_exception, self._left)
 
     def closed(self, error: BaseException | None) -> None:
-        """Gives the state of the streams as the reason of the loss, if there is no better reason.
+        """Reports the reason that the streams gave, unless closing the transport raised a better one.
 
         Args:
             error: The exception with which the transport was closed.

@@ -148,7 +148,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 async def _started(
     server_params: StdioServerParameters, stderr: TextIO
 ) -> AsyncGenerator[TransportStreams]:
-    """Runs the SDK's transport, and explains the error of an event loop without subprocesses."""
+    """Opens the SDK's transport. The error names an event loop that can't start subprocesses."""
     async with AsyncExitStack() as stack:
         try:
             streams = await stack.enter_async_context(_sdk.stdio_streams(server_params, stderr))
@@ -156,6 +156,6 @@ async def _started(
             loop = type(current_token().native_token)
             raise NotImplementedError(
                 f"the event loop {loop.__module__}.{loop.__qualname__} cannot start subprocesses; use "
-                "asyncio's default event loop (on Windows, a ProactorEventLoop), uvloop or trio"
+                "asyncio's default event loop, uvloop or trio"
             ) from error
         yield streams

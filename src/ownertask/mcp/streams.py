@@ -47,9 +47,9 @@ def watched(
     The SDK's transports put exceptions into the read stream in place of messages. When a reader
     comes to one, `on_exception` is called with it before the reader receives it.
 
-    When a reader leaves the stream before its end, which means that it closes or exits it, `on_left`
-    is called with the exception with which it exits, and with the type of the exception with which
-    the last attempt to read failed.
+    If a reader closes or exits the stream before the end of the stream, `on_left` is called with two
+    values: the exception with which the reader exits, and the type of the exception with which the
+    last attempt to read failed.
 
     If the stream is already watched, the earlier functions are called first.
     """
@@ -69,7 +69,7 @@ def checked_streams(opened: object, transport: str) -> TransportStreams:
     """Returns the pair of streams in the value that a transport yielded. mcp 1.x can add a third value.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: `opened` is not such a pair.
     """
     kind = type(opened).__name__
     if isinstance(opened, tuple | list):
@@ -97,7 +97,7 @@ class _Closable(Protocol):
 
 
 class _WatchedReadStream:
-    """Acts as the stream that it wraps. Each way to read it calls back."""
+    """Wraps a read stream. Every way to read it triggers the callbacks."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class _WatchedReadStream:
 
 
 class _WatchedWriteStream:
-    """The write stream of a session, which uses only the methods of the SDK's protocol."""
+    """Wraps a write stream. A session uses only the methods of the SDK's protocol."""
 
     def __init__(self, stream: "WriteStream[SessionMessage]", on_broken: Callable[[], object]) -> None:
         self._stream = stream
