@@ -18,7 +18,7 @@ CALL: Final = "__call__"
 
 def in_signal_handler() -> bool:
     """Returns whether the caller runs in a signal handler that is written in Python."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != threading.main_thread().ident:
         return False
     handlers = [_code_of(signal.getsignal(number)) for number in signal.valid_signals()]
     codes = {id(code) for code in handlers if code is not None}
@@ -31,7 +31,7 @@ def in_signal_handler() -> bool:
 
 
 def _code_of(handler: object) -> CodeType | None:
-    while isinstance(handler, partial):
+    if isinstance(handler, partial):
         handler = cast("partial[object]", handler).func
     # Functions and methods have code, and so has the __call__() of other objects.
     code = getattr(handler, "__code__", None) or getattr(
