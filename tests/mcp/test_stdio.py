@@ -375,8 +375,7 @@ def test_F24_an_event_loop_that_cannot_start_subprocesses_is_named_in_the_error(
     for exc in caught:
         assert str(exc) == (
             f"the event loop {__name__}.loop_without_subprocesses.<locals>.LoopWithoutSubprocesses "
-            "cannot start subprocesses; use asyncio's default event loop (on Windows, a "
-            "ProactorEventLoop), uvloop or trio"
+            "cannot start subprocesses; use asyncio's default event loop, uvloop or trio"
         )
         assert isinstance(exc.__cause__, NotImplementedError)
         assert exc.__notes__ == [f"ownertask: raised by {manager.name} while opening"]
