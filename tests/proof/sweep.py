@@ -613,7 +613,7 @@ async def check_end(world, records):
         was_logged = error is None or not run._was_open or any(error is seen for seen in logged)
         world.check("8: an error was not logged", was_logged)
     for error in manager.errors:
-        seen = any(error is other for other in [*logged, *causes])
+        seen = any(error is other or is_inside(error, other) for other in [*logged, *causes])
         raised = any(error is run.exception or is_inside(error, run.exception) for run in world.runs)
         world.check(f"8: {error!r} was neither logged nor raised", seen or raised)
     if world.scenario.settings.get("start_timeout") is None:
