@@ -383,7 +383,7 @@ MUTANTS = [
         "                pass\n",
     ),
     Mutant(
-        "an exit is never matched with the entry of its own task",
+        "an exit is never matched with the entry of the same task",
         "_blocks.py",
         "        if here in self._tasks:\n",
         "        if False:\n",
