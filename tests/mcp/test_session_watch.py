@@ -327,6 +327,7 @@ async def test_H6_if_its_read_stream_is_closed_the_session_is_lost(kind, server)
     manager = on(kind, server)
     session = await manager.start()
     await session.list_tools()
+    server.put({"id": 4711, "result": {}})  # wakes the session up, if it is waiting for a message
     server.read_stream.close()
     error = await lost(manager)
     assert isinstance(error.__cause__, RuntimeError)
