@@ -59,6 +59,12 @@ async def lost(manager):
     return caught.value
 
 
+def close_read_stream(server):
+    """A session that waits for a message would not notice the close, so a message wakes it up first."""
+    server.put({"id": 4711, "result": {}})
+    server.read_stream.close()
+
+
 def warnings_in(caplog):
     return [
         record
@@ -209,7 +215,7 @@ async def test_F21_a_loss_during_the_handshake_is_raised_at_once_and_names_the_r
     crash = OSError("crash")
     server.on_handshake = {
         "ends": lambda _: server.end(),
-        "is closed": lambda _: server.read_stream.close(),
+        "is closed": lambda _: close_read_stream(server),
         "crashes": lambda _: server.crash(crash),
     }[how]
     manager = on(kind, server)
@@ -327,8 +333,7 @@ async def test_H6_if_its_read_stream_is_closed_the_session_is_lost(kind, server)
     manager = on(kind, server)
     session = await manager.start()
     await session.list_tools()
-    server.put({"id": 4711, "result": {}})  # wakes the session up, if it is waiting for a message
-    server.read_stream.close()
+    close_read_stream(server)
     error = await lost(manager)
     assert isinstance(error.__cause__, RuntimeError)
     assert str(error.__cause__) == (
