@@ -524,6 +524,45 @@ def test_F18_a_waiting_call_can_be_closed_outside_of_any_loop(anyio_backend, unr
         assert unraisable == []
 
 
+async def start_and_stop(manager):
+    cancelled = asyncio.ensure_future(manager.start())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    await manager.start(timeout=9)
+    await manager.stop()
+    await manager.start()
+    manager.connection_lost()
+    await manager.stop(timeout=9)
+
+
+@on_asyncio
+def test_F17_a_loop_that_is_closed_after_any_iteration_is_freed_without_a_message(
+    anyio_backend, unraisable, caplog
+):
+    iterations = 1
+    while close_after(iterations, anyio_backend[1]):
+        print("iterations:", iterations)
+        collect()
+        # Python warns about each task that has not taken its first step.
+        assert [message for message in unraisable if "never awaited" not in message] == []
+        iterations += 1
+    assert iterations > 10
+    assert {record.levelname for record in caplog.records} == {"WARNING"}  # the loss
+
+
+def close_after(iterations, options):
+    """Closes a loop after that many iterations. Returns whether a call was still waiting."""
+    loop = new_loop(options)
+    probe = Probe()
+    task = loop.create_task(start_and_stop(probe))
+    for _ in range(iterations):
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    loop.close()
+    return not task.done()
+
+
 @pytest.mark.parametrize("how", ["main returns", "main raises"])
 def test_F24_the_end_of_a_loop_is_named_as_the_reason_of_a_loss(how, anyio_backend, anyio_backend_name):
     probe = Probe()

@@ -117,13 +117,10 @@ class EventLoop(ABC):
         """Lets other tasks run once."""
         return _anyio_backend(type(self)).checkpoint()
 
-    def shielded_checkpoint(self) -> Awaitable[None]:
-        """Lets other tasks run once and cannot be cancelled."""
-        return _anyio_backend(type(self)).cancel_shielded_checkpoint()
-
     def is_current(self) -> bool:
         """Returns whether the caller is running in this loop."""
-        return running() is self.native
+        native = running()
+        return native is not None and native is self.native  # None is also what a freed loop has
 
     def is_other(self) -> bool:
         """Returns whether the caller is running in another loop."""

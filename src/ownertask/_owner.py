@@ -435,7 +435,7 @@ class Run(Generic[T]):
             self._timer.cancel()
             self._timer = None
             for _ in range(3):  # on trio, a timer is a task, and three iterations start and end it
-                await self._loop.shielded_checkpoint()
+                await self._loop.shielded(self._loop.checkpoint)
         error, task = leaf(self._raised, self.cancelled_type), self._task
         self._raised = self._coroutine = None
         try:
