@@ -12,6 +12,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage, raises
+from proof import clocks
 
 from ownertask import ConnectionLostError, ConnectionState, StartTimeoutError
 
@@ -245,35 +246,44 @@ async def test_F10_a_start_that_joins_an_attempt_of_a_block_does_not_keep_the_co
     assert probe.state is CLOSED
 
 
-@pytest.mark.parametrize("how", ["cancelled", "timed out", "run() cancelled"])
-async def test_F10_if_the_start_that_began_the_attempt_goes_away_the_run_belongs_to_the_blocks(how):
+@pytest.mark.parametrize("method", ["start", "run"])
+async def test_F10_if_the_call_that_began_the_attempt_is_cancelled_the_run_belongs_to_the_blocks(method):
+    scope = anyio.CancelScope()
+
+    async def begin(probe):
+        with scope:
+            await getattr(probe, method)()
+
+    async def go_away():
+        scope.cancel()
+
+    await blocks_keep_the_run(begin, go_away)
+
+
+@pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
+def test_F10_if_the_start_that_began_the_attempt_times_out_the_run_belongs_to_the_blocks(clock):
+    async def main():
+        expired = anyio.Event()
+
+        async def begin(probe):
+            with pytest.raises(StartTimeoutError):
+                await probe.start(timeout=60)
+            expired.set()
+
+        with anyio.fail_after(90):
+            await blocks_keep_the_run(begin, expired.wait)
+
+    clocks.run(main, clock=clock)
+
+
+async def blocks_keep_the_run(begin, go_away):
     opening = Stage()
     probe = Probe(opening)
-    scope = anyio.CancelScope()
-    expire = anyio.Event()
-
-    async def begin():
-        with scope:
-            await (probe.run() if how == "run() cancelled" else probe.start())
-
-    async def begin_with_a_timeout():
-        with pytest.raises(StartTimeoutError):
-            await probe.start(timeout=0.01)
-        expire.set()
-
     async with anyio.create_task_group() as tg:
-        tg.start_soon(begin_with_a_timeout if how == "timed out" else begin)
-        # Not begin_to_enter(): the timeout must not expire while it waits.
-        blocks = [Block(probe) for _ in range(2)]
+        tg.start_soon(begin, probe)
         await opening.reached.wait()
-        for block in blocks:
-            tg.start_soon(block)
-        await checkpoint()
-        if how == "timed out":
-            await expire.wait()
-        else:
-            await settle()
-            scope.cancel()
+        blocks = [await begin_to_enter(tg, probe) for _ in range(2)]
+        await go_away()
         await settle()
         assert probe.state is OPENING
         opening.let_go.set()

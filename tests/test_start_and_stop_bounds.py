@@ -457,6 +457,19 @@ async def test_a_timeout_that_ends_the_attempt_is_the_exception_of_the_run(timeo
     assert not caplog.records
 
 
+@virtual
+def test_the_start_timeout_does_not_close_a_connection_that_opened_in_time(clock):
+    async def main():
+        probe = Probe()
+        probe.start_timeout = 2
+        await probe.start()
+        await anyio.sleep(60)
+        assert probe.state is OPEN
+        await probe.stop()
+
+    run_for_a_day(main, clock=clock)
+
+
 @pytest.mark.parametrize(("start_timeout", "timeout"), [(0.01, 60), (60, 0.01), (None, 0.01)])
 async def test_the_earlier_timeout_is_the_exception_of_the_run(start_timeout, timeout):
     probe = Probe(anyio.sleep_forever)

@@ -94,7 +94,7 @@ async def test_the_connection_is_lost_when_the_event_stream_ends():
 
 async def test_the_connection_is_lost_if_no_event_arrives_within_the_read_timeout():
     async with http_server(Server()) as url:
-        manager = SessionConnectionManager(SseConnectionManager(url, sse_read_timeout=0.3))
+        manager = SessionConnectionManager(SseConnectionManager(url, sse_read_timeout=1))
         await manager.start()
         with pytest.raises(ConnectionLostError) as caught:
             await manager.wait_closed()

@@ -134,7 +134,7 @@ async def test_a_custom_http_client_is_used_unchanged_and_not_closed(recorder):
 async def test_the_connection_is_lost_if_a_response_exceeds_the_read_timeout(recorder):
     recorder.answers["ping"] = lambda request: anyio.sleep_forever()
     async with http_server(recorder) as url:
-        manager = SessionConnectionManager(StreamableHttpConnectionManager(url, read_timeout=0.2))
+        manager = SessionConnectionManager(StreamableHttpConnectionManager(url, read_timeout=1))
         session = await manager.start()
         with pytest.raises(ERROR):
             await session.send_ping()
