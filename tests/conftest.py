@@ -103,6 +103,9 @@ def _no_resource_is_left(request):
     may_warn = any("Unraisable" in mark.args[0] for mark in request.node.iter_markers("filterwarnings"))
     if may_warn or resources() - before:
         gc.collect()
+        for thread in threading.enumerate():
+            if thread.name == "AnyIO worker thread":  # anyio tells them to end, but does not wait
+                thread.join(1)
     left = resources() - before
     assert not left, f"the test left behind {left}"
 
