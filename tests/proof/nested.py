@@ -21,6 +21,7 @@ from ownertask import (
     ConnectionState,
     ManagerInUseError,
     NotConnectedError,
+    StartTimeoutError,
 )
 
 COUNT = 4
@@ -547,9 +548,12 @@ class World:
         if run is None or error is None or run.refusals or len(run.errors) != 1:
             return
         [(name, raised)] = run.errors
-        chain = [error, error.__cause__] if type(error) is ConnectionLostError else [error]
+        has_cause = type(error) in {ConnectionLostError, StartTimeoutError}
+        chain = [error, error.__cause__] if has_cause else [error]
         arrived = any(each is raised or each is leaf_of(raised) for each in chain)
         known = type(error) is ConnectionLostError or name in REPLACED
+        # If a timeout cancels the cleanup after an error, the cancellation replaces the error.
+        known = known or (type(error) is StartTimeoutError and error.__cause__ is None)
         self.check(arrived or known, f"{name}: {type(error)} arrived instead")
 
     # The end of a loop.
