@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from weakref import ref
 
@@ -32,8 +33,14 @@ def eager_event_loop():
     return loop
 
 
+def patient_event_loop():
+    loop = asyncio.new_event_loop()
+    loop.slow_callback_duration = inf  # debug mode would log each callback that a busy machine delays
+    return loop
+
+
 BACKENDS = [
-    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    pytest.param(("asyncio", {"debug": True, "loop_factory": patient_event_loop}), id="asyncio"),
     pytest.param(("trio", {}), id="trio"),
 ]
 if sys.version_info >= (3, 12):  # Python 3.11 has no eager tasks

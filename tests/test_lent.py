@@ -128,9 +128,25 @@ def run(anyio_backend, function):
 
 # F4: what is lent is known through any number of levels.
 
-abandoned_tasks_are_garbage = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+
+def abandoned_tasks_are_garbage(test):
+    for mark in (
+        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+        pytest.mark.usefixtures("only_explicit_collections"),
+    ):
+        test = mark(test)
+    return test
+
+
+@pytest.fixture
+def only_explicit_collections():
+    """Prevents automatic collections.
+
+    If a collection closes the tasks of a crashed trio run, it can crash another trio run.
+    """
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture
