@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast, final
 
 from ._arguments import checked_timeout
 from ._call_stack import place
+from ._leftovers import end_leftovers
 from ._life import Life, Loan, claiming
 from ._owner import STOP_TIMEOUT, Run, checked, current_event_loop, runs_around_caller
 from .errors import (
@@ -236,6 +237,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         await run.changed(deadline)
 
     def _alive_run(self, method: str) -> Run[T_co] | None:
+        end_leftovers()
         run = self._life.run
         if run is None or not run.is_alive:
             return None

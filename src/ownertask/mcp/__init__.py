@@ -1,5 +1,6 @@
 """Connection managers for MCP sessions and their transports."""
 
+from ._server_exit import ServerExitedError
 from .session import (
     ClientConnectionManager,
     ClientOptions,
@@ -15,6 +16,7 @@ from .websocket import WebSocketConnectionManager, WebSocketHeaders
 __all__ = [
     "ClientConnectionManager",
     "ClientOptions",
+    "ServerExitedError",
     "SessionConnectionManager",
     "SessionOptions",
     "SseConnectionManager",

@@ -159,47 +159,10 @@ def _end_calls(session: ClientSession) -> None:
 @asynccontextmanager
 async def stdio_streams(
     server: StdioServerParameters, errlog: TextIO
-) -> "AsyncGenerator[TransportStreams]":
-    """Opens the SDK's transport, and works around two defects of 1.x.
-
-    If 1.x is cancelled while it closes, it leaves its streams open. If it writes to a server that
-    has just exited, it crashes, while 2.x reports a closed connection.
-
-    Starting the process takes a few milliseconds and is shielded: if a task is cancelled at that
-    point, asyncio kills the process without waiting for its end.
-    """
-    thrown: BaseException | None = None
-    try:
-        with CancelScope(shield=True) as starting:
-            async with AsyncExitStack() as streams_to_close, stdio_client(server, errlog) as streams:
-                starting.shield = False
-                for stream in streams:
-                    streams_to_close.push_async_callback(_close_shielded, stream)
-                try:
-                    yield streams
-                except BaseException as exc:
-                    thrown = exc
-                    raise
-    except* BrokenResourceError as broken:
-        raise _connection_closed() from broken
-    except* ProcessLookupError:
-        # In a forced stop, 1.x kills the server, which may have exited on its own just before.
-        if isinstance(thrown, Exception):
-            raise
-
-
-def _connection_closed() -> Exception:
-    """Returns the error that the SDK raises from calls after the connection ends."""
-    message = "Connection closed"
-    if HAS_CLIENT:
-        from mcp import MCPError
-
-        return MCPError(CONNECTION_CLOSED, message)
-    from mcp.shared import exceptions
-
-    # Any: the types come from 2.x, in which this class has another name.
-    error_type: Any = vars(exceptions)["McpError"]
-    return cast("Exception", error_type(ErrorData(code=CONNECTION_CLOSED, message=message)))
+) -> "AsyncGenerator[TransportStreams]":  # pragma: no cover - for Windows
+    """Opens the SDK's transport. If 1.x is cancelled while it closes, it leaves its streams open."""
+    async with stdio_client(server, errlog) as streams, _closing(streams):
+        yield streams
 
 
 class _Closable(Protocol):

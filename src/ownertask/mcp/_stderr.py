@@ -1,33 +1,35 @@
-"""Reads a server's stderr, which the SDK only passes to a file descriptor.
+"""Reads a server's stderr: keeps its last lines, and passes it on to `errlog` in a thread.
 
-The server writes to a pipe, so its stderr can go to any object that accepts text, and its last lines can
-be kept. The pipe is read as long as the server runs, even if `errlog` fails: a server with a full
-stderr would block.
+The pipe is read as long as the server runs, whatever `errlog` does. A server with a full stderr would
+block.
 """
 
 import codecs
 import os
-import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Final, Protocol, TextIO, cast
 
-import anyio
+from anyio import wait_readable
 
 from .._log import WARNING, log
+from ._process_group import in_thread
+from ._server_streams import CHUNK_BYTES, LAST_CHUNKS
 
-__all__ = ["ErrorLog", "StderrTail", "piped_stderr"]
+__all__ = ["ErrorLog", "ErrorLogWriter", "StderrPipe", "StderrTail", "descriptor_of"]
 
 
 TAIL_BYTES: Final = 8192
 """How much of a server's stderr is kept: a traceback or two."""
 
-CHUNK_BYTES: Final = 65536
-"""How much is read at once: the default capacity of a pipe on Linux."""
+MAX_WAITING_BYTES: Final = 32 * 2**20
+"""How much of a server's stderr may wait for a slow `errlog`."""
 
-LAST_CHUNKS: Final = 16
-"""How many chunks are read after the server exits: enough for the largest pipe. The limit is
-needed because a child process of the server can continue to write."""
+LAST_WRITES: Final = 1.0
+"""Time, in seconds, to wait for `errlog` when the server has ended."""
 
 
 class ErrorLog(Protocol):
@@ -59,76 +61,138 @@ class StderrTail:
         return kept.decode(errors="replace")
 
 
-@asynccontextmanager
-async def piped_stderr(name: str, errlog: ErrorLog | None, tail: StderrTail) -> AsyncGenerator[TextIO]:
-    """Yields a file to use as a server's stderr. Its content is passed on to `errlog` and `tail`.
+class StderrPipe:
+    """Reads the pipe to which a server writes its stderr."""
 
-    If the server exits before this context manager is exited, all of its output is passed on.
+    def __init__(self, descriptor: int, tail: StderrTail, errlog: "ErrorLogWriter") -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._tail = tail
+        self._errlog = errlog
 
-    Args:
-        name: The name of the manager, for the log.
-        errlog: Receives the text in the event loop, as soon as it arrives. If a write fails, that is
-            logged, and nothing more is written.
-        tail: Receives the same data.
-    """
-    if sys.platform == "win32":  # pragma: no cover - an event loop cannot wait for a pipe on Windows
-        with _descriptor_of(errlog) as file:
-            yield file
-        return
-    pass_on = _passing_on(name, errlog, tail)
-    read_end, write_end = os.pipe()
-    with os.fdopen(read_end, "rb", buffering=0) as pipe, os.fdopen(write_end, "w") as file:
-        os.set_blocking(read_end, False)
+    async def read(self) -> None:
+        """Reads until the pipe is closed."""
+        while True:
+            await wait_readable(self._descriptor)
+            with suppress(BlockingIOError):
+                if not self._read_chunk():
+                    return
 
-        async def read() -> None:
-            with reading:
-                while True:
-                    await anyio.wait_readable(read_end)
-                    pass_on(pipe.read(CHUNK_BYTES) or b"")
-
-        try:
-            async with anyio.create_task_group() as task_group:
-                # A server can write a lot while a forced stop ends it.
-                reading = anyio.CancelScope(shield=True)
-                task_group.start_soon(read)
-                try:
-                    yield file
-                finally:
-                    reading.cancel()
-        finally:
+    def read_rest(self) -> None:
+        """Reads what the server has written before it exited."""
+        with suppress(BlockingIOError):
             for _ in range(LAST_CHUNKS):
-                pass_on(pipe.read(CHUNK_BYTES) or b"")
-            pass_on(b"", final=True)
+                if not self._read_chunk():
+                    return
+
+    def _read_chunk(self) -> bool:
+        data = os.read(self._descriptor, CHUNK_BYTES)
+        self._tail.feed(data)
+        self._errlog.write(data)
+        return bool(data)
 
 
-class _PassOn(Protocol):
-    def __call__(self, data: bytes, *, final: bool = False) -> None: ...
+class ErrorLogWriter:
+    """Writes to `errlog`, in order, in a thread that is started with the first write."""
 
+    def __init__(self, name: str, errlog: ErrorLog | None) -> None:
+        """Creates a writer without a thread.
 
-def _passing_on(name: str, errlog: ErrorLog | None, tail: StderrTail) -> _PassOn:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        Args:
+            name: The name of the manager, for the log.
+            errlog: Receives the text. `None` discards it.
+        """
+        self._name = name
+        self._errlog = errlog
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lock = Lock()
+        self._waiting = 0
+        self._dropped = 0
+        self._has_failed = False
+        self._is_abandoned = False
+        self._thread: Thread | None = None
 
-    def pass_on(data: bytes, *, final: bool = False) -> None:
-        nonlocal errlog
-        tail.feed(data)
-        text = decoder.decode(data, final)
-        if errlog is None or not text:
+    def write(self, data: bytes) -> None:
+        """Passes data to the thread. If too much is waiting there, drops and counts it."""
+        if self._errlog is None or not data:
+            return
+        with self._lock:
+            is_too_much = self._waiting + len(data) > MAX_WAITING_BYTES
+        if is_too_much:
+            self._dropped += len(data)
+            return
+        self._put_marker()
+        self._put(data)
+        if self._thread is None:
+            run = copy_context().run  # a notebook looks up the current cell in the context
+            name = f"errlog of {self._name}"
+            self._thread = Thread(target=run, args=[self._run], name=name, daemon=True)
+            self._thread.start()
+
+    def _put_marker(self) -> None:
+        if self._dropped:
+            marker = f"\n[ownertask: {self._dropped} bytes of the server's stderr were dropped here]\n"
+            self._dropped = 0
+            self._put(marker.encode())
+
+    def _put(self, data: bytes) -> None:
+        with self._lock:
+            self._waiting += len(data)
+        self._queue.put(data)
+
+    def end_soon(self) -> None:
+        """Ends the thread after it has written what is waiting."""
+        self._put_marker()
+        self._queue.put(None)
+
+    async def aclose(self) -> None:
+        """Ends the thread. Waits for at most `LAST_WRITES` seconds, and logs if that is not enough."""
+        thread = self._thread
+        if thread is None:
+            return
+        self.end_soon()
+        await in_thread(lambda: thread.join(LAST_WRITES))
+        if thread.is_alive():
+            self._is_abandoned = True
+            message = (
+                "%s: errlog.write() did not return; the last %d bytes of the server's stderr are lost"
+            )
+            log(WARNING, message, self._name, self._waiting)
+
+    def _run(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        while (data := self._queue.get()) is not None and not self._is_abandoned:
+            self._write(decoder.decode(data))
+            with self._lock:
+                self._waiting -= len(data)
+        self._write(decoder.decode(b"", final=True))
+
+    def _write(self, text: str) -> None:
+        errlog = self._errlog
+        if not text or errlog is None or self._is_abandoned:
             return
         try:
-            errlog.write(text)
+            try:
+                errlog.write(text)
+            except UnicodeEncodeError as error:
+                encoding = getattr(errlog, "encoding", None) or error.encoding
+                errlog.write(text.encode(encoding, "replace").decode(encoding))
             flush = getattr(errlog, "flush", None)
             if flush is not None:
                 flush()
         except Exception as error:  # noqa: BLE001 - no error of errlog may affect the server
-            errlog = None
-            message = "%s: writing the server's stderr to errlog failed; the rest is not written"
-            log(WARNING, message, name, exc_info=error)
+            if not self._has_failed:
+                self._has_failed = True
+                message = "%s: writing the server's stderr to errlog failed; later errors are not logged"
+                log(WARNING, message, self._name, exc_info=error)
 
-    return pass_on
 
-
-def _descriptor_of(errlog: ErrorLog | None) -> TextIO:  # pragma: no cover - for Windows
+@contextmanager
+def descriptor_of(errlog: ErrorLog | None) -> Generator[TextIO]:  # pragma: no cover - for Windows
+    """Yields a file to which a server can write its stderr itself."""
     try:
-        return os.fdopen(os.dup(cast("TextIO", errlog).fileno()), "w")
+        descriptor = os.dup(cast("TextIO", errlog).fileno())
     except (AttributeError, OSError):  # errlog has no descriptor
-        return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        yield file

@@ -1,26 +1,30 @@
 """The stdio transport: runs a server as a subprocess and talks to it over its stdin and stdout.
 
-Runs the SDK's `stdio_client` in an owner task.
+On POSIX, `_server_process.py` runs the server. On Windows, the SDK's `stdio_client` does.
 """
 
 import io
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TextIO
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
 
-from anyio.lowlevel import current_token
 from mcp import StdioServerParameters
 from typing_extensions import override
 
+from .._arguments import checked_size, checked_timeout
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
 from ._copying import attributes_in
-from ._stderr import ErrorLog, StderrTail, piped_stderr
+from ._server_exit import ServerRecord
+from ._server_process import Bounds, server_process
+from ._stderr import ErrorLog, ErrorLogWriter, descriptor_of
 from .streams import TransportStreams, watched
 
 __all__ = ["StdioConnectionManager"]
+
+MAX_MESSAGE_BYTES: Final = 128 * 2**20
 
 
 class StdioConnectionManager(ConnectionManager[TransportStreams]):
@@ -29,23 +33,36 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
     To call the server, pass this manager to a `SessionConnectionManager` or
     `ClientConnectionManager`. A session runs its own tasks, which must live in the same owner task.
 
-    If the server closes its stdout, usually because it exited, the connection is lost. The task that
-    reads the stream detects this. A session reads continuously. The last lines of the server's stderr
-    are attached to the error as a note.
+    The connection is lost as soon as the server exits, even if another process holds its pipes, or
+    closes its stdin or stdout. The cause of the `ConnectionLostError` is a `ServerExitedError` with the
+    exit status and the end of the server's stderr, or an `EOFError` or `BrokenPipeError` if the server
+    is still running. A closed stdout is detected by the task that reads the stream, which a session does
+    continuously.
 
-    Closing follows the order in the specification: the SDK closes the server's stdin, waits for the
-    server to exit, then terminates it, and finally kills it. It waits about two seconds at each step.
-    On mcp 1.x, a forced stop (by a timeout or a cancellation) kills the server immediately.
+    Closing follows the order in the specification: it closes the server's stdin, waits for the server to
+    exit, then sends SIGTERM, and finally SIGKILL. The signals go to the server's process group, so they
+    also end the processes that the server started, unless they left the group. If the server exits on
+    its own, the rest of its group is ended in the same way. A forced stop (by a timeout or a
+    cancellation) waits for at most two seconds at each step.
+
+    On Windows, the SDK's transport runs the server. There, the only sign of a loss is the end of the
+    server's stdout, and the arguments from `flush_timeout` to `max_message_bytes` have no effect.
 
     Source:
         <https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown>
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the limits of the steps that end a server
         self,
         server_params: StdioServerParameters,
         errlog: ErrorLog | None = None,
         *,
+        flush_timeout: float | None = 0.5,
+        exit_timeout: float | None = 2.0,
+        terminate_timeout: float | None = 2.0,
+        kill_timeout: float | None = 2.0,
+        keep_children: bool = False,
+        max_message_bytes: int | None = MAX_MESSAGE_BYTES,
         name: str | None = None,
     ) -> None:
         """Creates a manager without starting a process.
@@ -56,18 +73,34 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
                 Bytes on its stdout that cannot be decoded are replaced, unless you set
                 `encoding_error_handler`.
             errlog: Receives the server's stderr: an object with a `write()` method that accepts text.
-                `write()` is called in the event loop, so it must not block. If it raises, this is
-                logged, and the rest is not written. `None` means the value of `sys.stderr` when the
-                server is started. On Windows, the server writes directly to the file descriptor of
-                `errlog`; if it has none, the output is discarded.
+                `write()` is called in a thread, in order. At most 32 MiB wait for a slow `errlog`. After
+                that, text is dropped, and a marker shows how many bytes are missing. Closing the
+                connection waits one second for the last text. An error in `write()` is logged once, and
+                a character that the object cannot encode is replaced. `None` means the value of
+                `sys.stderr` when the server is started. On Windows, the server writes directly to the
+                file descriptor of `errlog`; if it has none, the output is discarded.
+            flush_timeout: Maximum time, in seconds, for writing the current message to the server's
+                stdin before closing it; `None` means no limit. This and the next three limits are those
+                of the SDK by default, and `stop(timeout=...)` limits all of them together.
+            exit_timeout: Maximum time, in seconds, for the server to exit after its stdin was closed;
+                `None` means no limit.
+            terminate_timeout: Maximum time, in seconds, for its process group to exit after SIGTERM;
+                `None` means no limit.
+            kill_timeout: Maximum time, in seconds, to wait for the end of the process group after
+                SIGKILL; `None` means no limit. A process that takes longer is logged and left alone.
+            keep_children: Whether processes that the server started may outlive a server that exits
+                before it is sent a signal.
+            max_message_bytes: Maximum length of a line that the server writes to its stdout, in bytes;
+                128 MiB by default; `None` means no limit. A longer line is a loss.
             name: See `ConnectionManager`. The default contains the base name of the command, but no
                 argument and no environment variable.
 
         Raises:
             TypeError: `server_params` is not `StdioServerParameters`, `errlog` has no `write()` method
-                or is a binary stream, or `name` is not a string.
-            ValueError: The command is empty, or the command, an argument, an environment variable or
-                the working directory contains a NUL character.
+                or is a binary stream, or another argument has the wrong type.
+            ValueError: The command is empty; the command, an argument, an environment variable or the
+                working directory contains a NUL character; the encoding is unknown; a limit is
+                negative or NaN; or `max_message_bytes` is not positive.
         """
         if not isinstance(server_params, StdioServerParameters):
             raise TypeError(
@@ -80,10 +113,15 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         folder = str(server_params.cwd or "")
         texts = (server_params.command, *server_params.args, *variables, *variables.values(), folder)
         if any("\0" in text for text in texts):
-            # uvloop would silently truncate an argument at this character.
             raise ValueError(
                 "server_params.command, .args, .env and .cwd must not contain NUL characters"
             )
+        try:
+            "".encode(server_params.encoding)
+        except LookupError:
+            raise ValueError(
+                f"server_params.encoding must be a text encoding, not {server_params.encoding!r}"
+            ) from None
         is_binary = isinstance(errlog, io.RawIOBase | io.BufferedIOBase)
         if errlog is not None and (is_binary or not callable(getattr(errlog, "write", None))):
             raise TypeError(
@@ -95,46 +133,92 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         super().__init__(name=f"{type(self).__name__}({base_name})" if name is None else name)
         self.server_params: StdioServerParameters = server_params
         self.errlog: ErrorLog | None = errlog
-        self._stderr_tail = StderrTail()
+        self.flush_timeout: float | None = checked_timeout("flush_timeout", flush_timeout)
+        self.exit_timeout: float | None = checked_timeout("exit_timeout", exit_timeout)
+        self.terminate_timeout: float | None = checked_timeout("terminate_timeout", terminate_timeout)
+        self.kill_timeout: float | None = checked_timeout("kill_timeout", kill_timeout)
+        self.keep_children: bool = keep_children
+        self.max_message_bytes: int | None = checked_size("max_message_bytes", max_message_bytes)
+        self._record = ServerRecord()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the current or last server, or `None` before the first start.
+
+        Always `None` on Windows.
+        """
+        return self._record.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status of the current or last server, or `None` if it has not exited.
+
+        -N means that signal N killed the server, as in `subprocess`. If the server did not exit on its
+        own, the signal is the one with which closing the connection ended it. Always `None` on Windows.
+        """
+        return self._record.returncode
 
     @property
     def stderr_tail(self) -> str:
-        """The last lines of the current or most recent server's stderr, at most 8192 bytes.
+        """The last lines of the current or last server's stderr, at most 8192 bytes.
 
         Always empty on Windows.
         """
-        return str(self._stderr_tail)
+        return str(self._record.stderr)
 
     @override
     def __getstate__(self) -> object:
         state = super().__getstate__()
-        attributes_in(state)["_stderr_tail"] = StderrTail()
+        attributes_in(state)["_record"] = ServerRecord()
         return state
 
     @override
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[TransportStreams]:
-        tail = self._stderr_tail = StderrTail()
-        errlog = sys.stderr if self.errlog is None else self.errlog
         server_params = self.server_params
         if "encoding_error_handler" not in server_params.model_fields_set:
-            # With the SDK's default, one bad byte ends the reader task and every request hangs.
+            # With the SDK's default, a bad byte makes the whole message unreadable.
             server_params = server_params.model_copy(update={"encoding_error_handler": "replace"})
+        self._record = ServerRecord()
         try:
-            async with (
-                piped_stderr(self.name, errlog, tail) as stderr,
-                _started(server_params, stderr) as streams,
-            ):
-                yield watched(streams, self._lose)
+            async with self._open(server_params) as streams:
+                yield streams
         finally:
             if self.stderr_tail:
                 self._add_fact(f"the server's stderr ended with:\n{self.stderr_tail}")
 
-    def _lose(self) -> None:
+    def _open(
+        self, server_params: StdioServerParameters
+    ) -> AbstractAsyncContextManager[TransportStreams]:
+        errlog = sys.stderr if self.errlog is None else self.errlog
+        if sys.platform == "win32":  # pragma: no cover
+            return self._open_on_windows(server_params, errlog)
+        return server_process(
+            self.name,
+            server_params,
+            bounds=Bounds(
+                self.flush_timeout, self.exit_timeout, self.terminate_timeout, self.kill_timeout
+            ),
+            keep_children=self.keep_children,
+            max_message_bytes=self.max_message_bytes,
+            record=self._record,
+            errlog=ErrorLogWriter(self.name, errlog),
+            on_lost=self._lose,
+        )
+
+    @asynccontextmanager
+    async def _open_on_windows(
+        self, server_params: StdioServerParameters, errlog: ErrorLog | None
+    ) -> AsyncGenerator[TransportStreams]:  # pragma: no cover
+        with descriptor_of(errlog) as stderr:
+            async with _sdk.stdio_streams(server_params, stderr) as streams:
+                yield watched(streams, lambda: self._lose(EOFError("the server closed its stdout")))
+
+    def _lose(self, reason: Exception) -> None:
         run = self._run_of_caller()
         if run is not None and run.state is ConnectionState.OPENING:
-            self._add_fact("the server closed its stdout during the handshake")
-        self.connection_lost(EOFError("the server closed its stdout"))
+            self._add_fact("the server ended during the handshake")
+        self.connection_lost(reason)
 
     def get_streams(self) -> TransportStreams | None:
         """Returns the pair of streams if the state is `OPEN`, otherwise `None`.
@@ -142,20 +226,3 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         It is also `None` if a session manager opened this transport.
         """
         return self.connection if self.state is ConnectionState.OPEN else None
-
-
-@asynccontextmanager
-async def _started(
-    server_params: StdioServerParameters, stderr: TextIO
-) -> AsyncGenerator[TransportStreams]:
-    """Opens the SDK's transport. The error names an event loop that can't start subprocesses."""
-    async with AsyncExitStack() as stack:
-        try:
-            streams = await stack.enter_async_context(_sdk.stdio_streams(server_params, stderr))
-        except NotImplementedError as error:
-            loop = type(current_token().native_token)
-            raise NotImplementedError(
-                f"the event loop {loop.__module__}.{loop.__qualname__} cannot start subprocesses; use "
-                "asyncio's default event loop, uvloop or trio"
-            ) from error
-        yield streams

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from typing_extensions import TypeAliasType, override
 
-from .._arguments import checked_timeout
+from .._arguments import checked_size, checked_timeout
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from .streams import TransportStreams
@@ -136,7 +136,7 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         self.close_timeout: float | None = checked_timeout("close_timeout", close_timeout)
         self.ping_interval: float | None = checked_timeout("ping_interval", ping_interval)
         self.ping_timeout: float | None = checked_timeout("ping_timeout", ping_timeout)
-        self.max_message_bytes: int | None = _checked_size(max_message_bytes)
+        self.max_message_bytes: int | None = checked_size("max_message_bytes", max_message_bytes)
         self.compression: Literal["deflate"] | None = compression
         self.subprotocols: Sequence[str] = _checked_subprotocols(subprotocols)
 
@@ -205,16 +205,6 @@ def _checked_mapping(headers: object) -> Mapping[str, str]:
                 "and values without line breaks or NUL characters"
             )
     return cast("Mapping[str, str]", headers)
-
-
-def _checked_size(size: int | None) -> int | None:
-    if size is not None:
-        if isinstance(size, bool) or not isinstance(size, int):
-            kind = type(size).__name__
-            raise TypeError(f"max_message_bytes must be an integer or None, not {kind}")
-        if size <= 0:
-            raise ValueError(f"max_message_bytes must be positive, not {size}")
-    return size
 
 
 def _checked_subprotocols(words: Sequence[str]) -> Sequence[str]:

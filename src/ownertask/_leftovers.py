@@ -1,0 +1,79 @@
+"""Ends what a closed event loop left running outside Python, such as a server process.
+
+A task of a closed event loop can never clean up. So a transport also registers a synchronous function,
+which runs at the first of these moments, and only in the process that registered it:
+
+* a call on any manager after the event loop was closed
+* the garbage collector frees the transport's object
+* the interpreter exits
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import finalize, ref
+
+if TYPE_CHECKING:
+    from ._backend import EventLoop
+
+__all__ = ["Leftover", "end_leftovers"]
+
+_left: "dict[ref[EventLoop], set[Leftover]]" = {}
+
+
+class Leftover:
+    """Something that must be ended if its event loop can no longer do it."""
+
+    def __init__(self, loop: "EventLoop", owner: object, end: Callable[[], str]) -> None:
+        """Registers a function.
+
+        Args:
+            loop: The event loop that should clean up.
+            owner: The object whose collection also calls `end`.
+            end: Ends what was left, and returns the text of a `ResourceWarning`. It must not refer to
+                `owner`.
+        """
+        self._loop = ref(loop)
+        self._finalizer = finalize(owner, _end, os.getpid(), end)
+        _left.setdefault(self._loop, set()).add(self)
+
+    def end(self) -> None:
+        """Calls the function, unless it was called before."""
+        self._finalizer()
+        self._remove()
+
+    def forget(self) -> None:
+        """Never calls the function, because the event loop cleaned up."""
+        self._finalizer.detach()
+        self._remove()
+
+    def _remove(self) -> None:
+        registered = _left.get(self._loop, set())
+        registered.discard(self)
+        if not registered:
+            _left.pop(self._loop, None)
+
+
+def end_leftovers() -> None:
+    """Ends what closed event loops left behind."""
+    for reference in tuple(_left):
+        loop = reference()
+        if loop is None or not loop.is_alive():
+            for leftover in tuple(_left.pop(reference, ())):
+                leftover.end()
+
+
+def _end(process_id: int, end: Callable[[], str]) -> None:
+    if os.getpid() == process_id:  # a forked child must not end what belongs to its parent
+        _Warner(end())
+
+
+class _Warner:
+    """Issues a warning while it is freed: with `-W error`, Python prints it and does not raise it."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def __del__(self) -> None:
+        warnings.warn(self._message, ResourceWarning, stacklevel=2)

@@ -1,0 +1,301 @@
+"""The stdin and stdout of a server as a pair of streams: each line is one JSON-RPC message.
+
+There is no task and no memory stream between the caller and the pipe. Both ends do not block.
+
+* A line is read in linear time, and it has a maximum length.
+* A cancelled caller never leaves half a message in the pipe: a task of the server writes the rest.
+
+Source:
+    <https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio>
+"""
+
+import codecs
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from anyio import (
+    BrokenResourceError,
+    ClosedResourceError,
+    EndOfStream,
+    Event,
+    Lock,
+    Semaphore,
+    get_cancelled_exc_class,
+    notify_closing,
+    wait_readable,
+    wait_writable,
+)
+from anyio.lowlevel import checkpoint
+from typing_extensions import TypeAliasType, override
+
+from . import _sdk
+
+if TYPE_CHECKING:
+    from mcp.shared.message import SessionMessage
+
+__all__ = ["CHUNK_BYTES", "LAST_CHUNKS", "ServerReadStream", "ServerWriteStream"]
+
+CHUNK_BYTES: Final = 65536
+"""How much is read at once: the default capacity of a pipe on Linux."""
+
+LAST_CHUNKS: Final = 16
+"""How many chunks are read after the server exits: enough for the largest pipe. The limit is
+needed because a child process of the server can continue to write."""
+
+OnEnd = TypeAliasType("OnEnd", Callable[[Exception], Awaitable[object]])
+
+
+class _Stream:
+    def __init__(self, descriptor: int, encoding: str, errors: str) -> None:
+        os.set_blocking(descriptor, False)
+        self.is_closed = False
+        self._descriptor = descriptor
+        self._encoding = encoding
+        self._errors = errors
+
+    def close(self) -> None:
+        """Refuses further calls, which raise `ClosedResourceError`."""
+        self.is_closed = True
+
+    async def aclose(self) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ServerReadStream(_Stream):
+    """The messages that the server writes to its stdout.
+
+    Attributes:
+        drained: Set when the reader has received all messages, or if nobody reads.
+    """
+
+    last_context = None  # the SDK looks it up with each message
+
+    def __init__(
+        self, descriptor: int, encoding: str, errors: str, max_bytes: int | None, on_end: OnEnd
+    ) -> None:
+        """Reads from a pipe.
+
+        Args:
+            descriptor: The pipe. The caller closes it.
+            encoding: The encoding of the messages.
+            errors: How to handle bytes that cannot be decoded.
+            max_bytes: The maximum length of a line; `None` means no limit.
+            on_end: Awaited with the reason for the end of the stream, before the reader gets
+                `EndOfStream`.
+        """
+        super().__init__(descriptor, encoding, errors)
+        self.drained = Event()
+        self._max_bytes = max_bytes
+        self._on_end = on_end
+        self._end_reason: Exception | None = None
+        self._buffer = bytearray()
+        self._searched = 0  # this part of the buffer contains no line break
+        self._was_read = False
+        self._is_behind = False  # the pipe may contain more than the last read returned
+        self._turn = Lock(fast_acquire=True)
+        # In UTF-8, a line break is always one byte. Other encodings are converted to it.
+        is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        self._decoder = None if is_utf8 else codecs.getincrementaldecoder(encoding)(errors)
+
+    async def receive(self) -> "SessionMessage | Exception":
+        self._was_read = True
+        while True:
+            if self.is_closed:
+                raise ClosedResourceError
+            try:
+                text = self._next_line()
+            except UnicodeDecodeError as error:
+                return error
+            if text is not None:
+                if text and not text.isspace():
+                    return _sdk.message_from_json(text)
+            elif self._end_reason is None:
+                await self._wait_and_read()
+            else:
+                self.drained.set()
+                await self._on_end(self._end_reason)
+                raise EndOfStream
+
+    async def __anext__(self) -> "SessionMessage | Exception":
+        try:
+            return await self.receive()
+        except EndOfStream:
+            raise StopAsyncIteration from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def _next_line(self) -> str | None:
+        end = self._buffer.find(b"\n", self._searched)
+        length = len(self._buffer) if end < 0 else end
+        if self._max_bytes is not None and length > self._max_bytes:
+            self._buffer.clear()
+            self._end_reason = ValueError(
+                f"the server sent a line of more than {self._max_bytes} bytes (max_message_bytes)"
+            )
+            return None
+        if end < 0:
+            self._searched = length
+            return None
+        line = self._buffer[:end]
+        del self._buffer[: end + 1]
+        self._searched = 0
+        return line.decode(errors=self._errors)
+
+    async def _wait_and_read(self) -> None:
+        async with self._turn:
+            if self._searched < len(self._buffer) or self._end_reason is not None:
+                return  # another reader was faster
+            if self._is_behind:
+                await checkpoint()
+            else:
+                with suppress(ClosedResourceError):  # raised after notify_closing()
+                    await wait_readable(self._descriptor)
+            if not self.is_closed:
+                self._read()
+
+    def _read(self) -> bool:
+        """Reads what is in the pipe, at most a chunk. Returns whether there was anything."""
+        self._is_behind = False
+        try:
+            data = os.read(self._descriptor, CHUNK_BYTES)
+            self._is_behind = len(data) == CHUNK_BYTES
+            if not data:
+                self._end_reason = EOFError("the server closed its stdout")
+            if self._decoder is not None:
+                data = self._decoder.decode(data).encode()
+        except BlockingIOError:
+            return False
+        except UnicodeDecodeError as error:  # the position of the next character is unknown
+            self._end_reason = error
+            return False
+        self._buffer += data
+        return bool(data)
+
+    def finish(self) -> None:
+        """Reads what is left in the pipe, and ends the stream. Call it when the server has exited."""
+        chunks = 0
+        while self._end_reason is None and chunks < LAST_CHUNKS and not self.is_closed and self._read():
+            chunks += 1
+        if self._end_reason is None:  # a child process of the server holds the pipe open
+            self._end_reason = EOFError("the server exited")
+        if self.is_closed or not self._was_read:
+            self.drained.set()
+        notify_closing(self._descriptor)
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self.drained.set()
+        notify_closing(self._descriptor)  # ends pending calls
+
+    async def discard(self) -> None:
+        """Empties the pipe until it is closed, so that a server that writes to it can exit."""
+        while True:
+            # close() may be called again.
+            with suppress(BlockingIOError, ClosedResourceError):
+                await wait_readable(self._descriptor)
+                if not os.read(self._descriptor, CHUNK_BYTES):
+                    return
+
+
+class ServerWriteStream(_Stream):
+    """The messages to the server's stdin."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        encoding: str,
+        errors: str,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], object],
+        on_end: OnEnd,
+    ) -> None:
+        """Writes to a pipe.
+
+        Args:
+            descriptor: The pipe. The caller closes it.
+            encoding: The encoding of the messages.
+            errors: How to handle characters that cannot be encoded.
+            start_soon: Runs a function in a task that the sender's cancellation does not reach.
+            on_end: Awaited if the server has closed the pipe, before the sender gets the error.
+        """
+        super().__init__(descriptor, encoding, errors)
+        self._start_soon = start_soon
+        self._on_end = on_end
+        self._is_shut = False
+        self._cancelled_type = get_cancelled_exc_class()
+        self._turn = Semaphore(1, fast_acquire=True)  # it may be released by another task
+
+    async def send(self, item: "SessionMessage", /) -> None:
+        data = (_sdk.message_to_json(item) + "\n").encode(self._encoding, self._errors)
+        await self._turn.acquire()
+        if self.is_closed:
+            self._turn.release()
+            raise ClosedResourceError
+        if not await self._write_all(memoryview(data)):
+            await self._on_end(_stdin_closed())
+            raise BrokenResourceError
+
+    async def _write_all(self, data: memoryview) -> bool:
+        """Writes data and ends the turn. Returns `False` if the server has closed the pipe."""
+        rest = data
+        is_handed_over = False
+        try:
+            while rest := self._write(rest):
+                await wait_writable(self._descriptor)
+        except BrokenPipeError:
+            return False
+        except self._cancelled_type:
+            if len(rest) < len(data):
+                is_handed_over = True
+                self._start_soon(partial(self._finish, rest))
+            raise
+        finally:
+            if not is_handed_over:
+                self._turn.release()
+        return True
+
+    async def _finish(self, rest: memoryview) -> None:
+        """Writes the rest of a message whose sender was cancelled."""
+        with suppress(ClosedResourceError):
+            if not await self._write_all(rest):
+                await self._on_end(_stdin_closed())
+
+    def _write(self, data: memoryview) -> memoryview:
+        """Writes what the pipe accepts now, and returns the rest."""
+        if self._is_shut:
+            raise ClosedResourceError
+        try:
+            return data[os.write(self._descriptor, data) :]
+        except BlockingIOError:
+            return data
+
+    async def flush(self) -> None:
+        """Accepts no more messages, and waits until the current one is written."""
+        self.is_closed = True
+        async with self._turn:
+            pass
+
+    def shut(self) -> None:
+        """Ends the current write, so that the descriptor can be closed."""
+        self._is_shut = self.is_closed = True
+        notify_closing(self._descriptor)
+
+
+def _stdin_closed() -> Exception:
+    return BrokenPipeError("the server closed its stdin")

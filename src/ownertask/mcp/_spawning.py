@@ -1,0 +1,82 @@
+"""Starts a server process in a thread.
+
+Starting a process can block, for example if the command is on a slow file system, and nothing can
+interrupt it. In a thread, it holds up neither the event loop nor, for long, a cancelled task.
+"""
+
+from functools import partial
+from subprocess import PIPE, Popen
+from threading import Event, Lock
+from typing import Final
+
+from anyio import CancelScope
+from mcp import StdioServerParameters
+from mcp.client.stdio import get_default_environment
+
+from .._backend import current_event_loop
+from ._process_group import ProcessGroup, in_thread
+
+__all__ = ["spawned"]
+
+SPAWN_GRACE: Final = 2.0
+"""Time, in seconds, that a cancelled task waits for a process that is being started. After that, the
+thread that starts the process also ends it."""
+
+
+async def spawned(server_params: StdioServerParameters, *, keep_children: bool) -> ProcessGroup:
+    """Starts the process in a thread, because that may block: a file system can be slow."""
+    spawning = _Spawning(server_params, keep_children=keep_children)
+    loop = current_event_loop()
+    try:
+        await in_thread(spawning.run, abandon_on_cancel=True)
+    except BaseException:
+        if loop.is_current():
+            with CancelScope(shield=True):
+                await in_thread(partial(spawning.abandon, SPAWN_GRACE))
+        else:  # the event loop is closed, and its tasks are garbage collected
+            spawning.abandon(0)
+        raise
+    assert spawning.group is not None
+    return spawning.group
+
+
+class _Spawning:
+    """The creation of a process in a thread. If it is abandoned, nobody else ends the process."""
+
+    def __init__(self, server_params: StdioServerParameters, *, keep_children: bool) -> None:
+        self._server_params = server_params
+        self._keep_children = keep_children
+        self._lock = Lock()
+        self._is_over = Event()
+        self._is_abandoned = False
+        self.group: ProcessGroup | None = None
+
+    def run(self) -> None:
+        """Creates the process."""
+        server_params = self._server_params
+        try:
+            process = Popen(  # noqa: S603 - the user chose the command
+                [server_params.command, *server_params.args],
+                bufsize=0,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                cwd=server_params.cwd,
+                env=get_default_environment() | (server_params.env or {}),
+                start_new_session=True,
+            )
+            group = ProcessGroup(process, keep_children=self._keep_children)
+            with self._lock:
+                self.group = group
+                if self._is_abandoned:
+                    group.close()
+        finally:
+            self._is_over.set()
+
+    def abandon(self, within: float) -> None:
+        """Ends the process. If it is not created within this time, in seconds, `run()` ends it."""
+        self._is_over.wait(within)
+        with self._lock:
+            self._is_abandoned = True
+            if self.group is not None:
+                self.group.close()
