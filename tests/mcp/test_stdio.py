@@ -2,21 +2,18 @@
 
 import asyncio
 import logging
-import os
-import signal
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from conftest import resources
 from mcp import StdioServerParameters
-from probe import raises
 from servers import MUTE, STUBBORN, TINY, python_server
 
 from ownertask import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
-from ownertask.mcp import SessionConnectionManager, StdioConnectionManager, _sdk
+from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
 only_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 slow = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -92,55 +89,6 @@ async def test_C4_ten_servers_that_do_not_exit_can_be_stopped_concurrently(serve
     assert {manager.state for manager in managers} == {ConnectionState.CLOSED}
 
 
-@only_posix
-@slow
-@pytest.mark.parametrize("holds", ["nothing", "the pipes"])
-@pytest.mark.parametrize("how", ["stopped", "killed"])
-@pytest.mark.within(20)
-# With the oldest supported anyio, asyncio leaves a pipe to the garbage collector if its other end is
-# still open.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_P10_a_child_process_that_outlives_the_server_is_left_running(holds, how):
-    """mcp 1.x and 2.x do the same. If the child holds the pipes, the server's death is not detected."""
-    pipes = "" if holds == "the pipes" else ", **dict.fromkeys(['stdin', 'stdout', 'stderr'], -3)"
-    server = python_server(
-        "import os, subprocess, sys\n"
-        "code = 'import time; time.sleep(600)'\n"
-        f"child = subprocess.Popen([sys.executable, '-c', code]{pipes})\n"
-        "print(os.getpid(), child.pid, file=sys.stderr, flush=True)\n"
-        "sys.stdin.read()"
-    )
-    errlog = Pids()
-    manager = StdioConnectionManager(server, errlog)
-    try:
-        reader, _ = await manager.start()
-        await errlog.complete.wait()
-        process_id, child_id = map(int, errlog.text.split())
-        if how == "killed":
-            os.kill(process_id, signal.SIGKILL)
-            with anyio.move_on_after(0.5 if holds == "the pipes" else None) as waiting:
-                with pytest.raises(anyio.EndOfStream):
-                    await reader.receive()
-            assert waiting.cancelled_caught == (holds == "the pipes")
-        await manager.stop()
-        with pytest.raises(ProcessLookupError):
-            os.kill(process_id, 0)
-        os.kill(child_id, 0)
-    finally:
-        os.kill(child_id, signal.SIGKILL)
-
-
-class Pids:
-    def __init__(self):
-        self.text = ""
-        self.complete = anyio.Event()
-
-    def write(self, text):
-        self.text += text
-        if self.text.endswith("\n"):
-            self.complete.set()
-
-
 @slow
 @pytest.mark.parametrize(
     "code",
@@ -153,16 +101,11 @@ class Pids:
 )
 @pytest.mark.within(30)
 async def test_O12_a_server_that_sends_no_valid_message_causes_a_start_timeout(code):
-    """The output ends after 8 MB because the SDK needs quadratic time to read a long line."""
     code += "\nimport time; time.sleep(600)"
     manager = SessionConnectionManager(python_server(code), start_timeout=0.5)
     before = processes()
-    logging.getLogger("mcp.client.stdio").setLevel(logging.CRITICAL)  # it would log every line
-    try:
-        with pytest.raises(StartTimeoutError):
-            await manager.start()
-    finally:
-        logging.getLogger("mcp.client.stdio").setLevel(logging.NOTSET)
+    with pytest.raises(StartTimeoutError):
+        await manager.start()
     assert processes() == before
 
 
@@ -179,8 +122,8 @@ async def test_the_server_gets_only_the_safe_variables_and_those_in_env(monkeypa
 
 
 async def test_O13_an_encoding_error_handler_set_by_the_user_is_kept():
-    server = python_server("import os, sys; os.write(1, b'\\xff\\n'); sys.stdin.read()")
-    for handler, seen in ((None, "\ufffd"), ("replace", "\ufffd"), ("ignore", "")):
+    server = python_server("import os, sys; os.write(1, b'\\xffx\\n'); sys.stdin.read()")
+    for handler, seen in ((None, "\ufffdx"), ("replace", "\ufffdx"), ("ignore", "x")):
         if handler is not None:
             server = server.model_copy(update={"encoding_error_handler": handler})
         async with StdioConnectionManager(server) as (reader, _):
@@ -246,6 +189,9 @@ async def test_O10_start_raises_the_os_error_if_the_server_cannot_be_started(ser
 def test_O10_the_constructor_rejects_invalid_arguments():
     with pytest.raises(TypeError, match="server_params must be StdioServerParameters, not str"):
         StdioConnectionManager("python")
+    for encoding in ("no-such-encoding", "base64"):
+        with pytest.raises(ValueError, match=r"server_params\.encoding must be a text encoding, not '"):
+            StdioConnectionManager(StdioServerParameters(command="a", encoding=encoding))
     for command in ("", "  "):
         with pytest.raises(ValueError, match=r"server_params\.command must not be empty"):
             StdioConnectionManager(StdioServerParameters(command=command))
@@ -296,88 +242,13 @@ async def test_arguments_and_environment_values_never_appear_in_names_errors_or_
     assert secret not in caplog.text
 
 
-async def test_O11_writing_to_a_server_that_exited_is_reported_as_connection_closed(monkeypatch):
-    """Forces a race condition that occasionally occurs in mcp 1.x."""
-
-    @asynccontextmanager
-    async def stdio_client(server, errlog):
-        sender, receiver = anyio.create_memory_object_stream()
-        async with anyio.create_task_group() as tg, sender, receiver:
-            tg.start_soon(raises(anyio.BrokenResourceError()))
-            yield receiver, sender
-
-    monkeypatch.setattr(_sdk, "stdio_client", stdio_client)
-    manager = StdioConnectionManager(TINY)
-    await manager.start()
-    with pytest.raises(ConnectionLostError) as caught:
-        await manager.wait_closed()
-    assert str(caught.value.__cause__) == "Connection closed"
-    assert type(caught.value.__cause__).__module__ == "mcp.shared.exceptions"
+class LoopWithoutSubprocesses(asyncio.SelectorEventLoop):
+    async def subprocess_exec(self, *args, **options):
+        raise NotImplementedError
 
 
-async def test_killing_a_server_that_already_exited_is_not_an_error(monkeypatch):
-    """Forces another race condition of mcp 1.x."""
-
-    @asynccontextmanager
-    async def stdio_client(server, errlog):
-        sender, receiver = anyio.create_memory_object_stream()
-        try:
-            yield receiver, sender
-        finally:
-            raise ProcessLookupError
-
-    monkeypatch.setattr(_sdk, "stdio_client", stdio_client)
-    manager = StdioConnectionManager(TINY)
-    await manager.start()
-    await manager.stop(timeout=0)
-    assert manager.state is ConnectionState.CLOSED
-    with pytest.raises(ExceptionGroup):  # the same error from the user's code still propagates
-        async with manager.open_connection():
-            os.kill(2**22 + 1, signal.SIGCONT)
-
-
-def loop_without_subprocesses(base, error=NotImplementedError):
-    class LoopWithoutSubprocesses(base):
-        async def subprocess_exec(self, *args, **options):
-            raise error
-
-    return LoopWithoutSubprocesses
-
-
-@pytest.mark.parametrize("kind", [StdioConnectionManager, SessionConnectionManager])
-@pytest.mark.parametrize("error", [NotImplementedError, NotImplementedError("by the loop")])
-@pytest.mark.parametrize("eager", [False, True])
-@only_posix  # on Windows, mcp 1.x then starts the server without the event loop
-# If starting a server fails with an error that is not an OSError, mcp 1.x does not close its streams.
-@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_F24_an_event_loop_that_cannot_start_subprocesses_is_named_in_the_error(kind, error, eager):
-    if eager and sys.version_info < (3, 12):
-        pytest.skip("Python 3.11 has no eager tasks")
-    server = python_server("s3cret")
-    server.env = {"TOKEN": "s3cret"}
-    manager = kind(server)
-    caught = []
-
-    async def main():
-        for _ in range(2):
-            with pytest.raises(NotImplementedError) as info:
-                await manager.start()
-            caught.append(info.value)
-
-    def loop_factory():
-        loop = loop_without_subprocesses(asyncio.SelectorEventLoop, error)()
-        if eager:
-            loop.set_task_factory(asyncio.eager_task_factory)
-        return loop
-
-    anyio.run(main, backend_options={"loop_factory": loop_factory})
-    for exc in caught:
-        assert str(exc) == (
-            f"the event loop {__name__}.loop_without_subprocesses.<locals>.LoopWithoutSubprocesses "
-            "cannot start subprocesses; use asyncio's default event loop, uvloop or trio"
-        )
-        assert isinstance(exc.__cause__, NotImplementedError)
-        assert exc.__notes__ == [f"ownertask: raised by {manager.name} while opening"]
-        assert "s3cret" not in repr(exc)
-    assert manager.state is ConnectionState.FAILED
+@only_posix
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": LoopWithoutSubprocesses})])
+async def test_F24_an_event_loop_that_cannot_start_subprocesses_can_run_servers():
+    async with SessionConnectionManager(TINY) as session:
+        assert not (await session.list_tools()).tools

@@ -46,7 +46,7 @@ class Bounds(NamedTuple):
     kill: float | None
 
     def forced(self) -> "Bounds":
-        """Returns the bounds for a forced stop. Their sum is less than the owner task's `CANCEL_GRACE`."""
+        """Returns bounds for a forced stop. Their sum is less than the owner task's `CANCEL_GRACE`."""
         return Bounds(
             flush=_at_most(0.5, self.flush),
             exit=_at_most(2.0, self.exit),
