@@ -1,6 +1,7 @@
 """Tests for exceptions and logging handlers that misbehave inside a transport."""
 
 import logging
+import threading
 
 import anyio
 import pytest
@@ -165,7 +166,7 @@ class Failing:
     """An `errlog` that fails."""
 
     def __init__(self):
-        self.failed = anyio.Event()
+        self.failed = threading.Event()
 
     def write(self, text):
         self.failed.set()
@@ -193,7 +194,8 @@ async def test_F1_a_logging_filter_that_raises_does_not_end_the_connection(raisi
         errlog,
     )
     await manager.start()
-    await errlog.failed.wait()
+    await anyio.to_thread.run_sync(errlog.failed.wait, 10)
+    assert errlog.failed.is_set()
     await anyio.wait_all_tasks_blocked()
     assert manager.state is ConnectionState.OPEN
     assert manager.stderr_tail == "hello\n"

@@ -13,6 +13,7 @@ Source:
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -130,6 +131,7 @@ class _Server:
         self._errlog = errlog
         self._on_lost = on_lost
         self._scopes: set[CancelScope] = set()
+        self._context = copy_context()
         self._exited = Event()
         self._reported = Event()
         self._has_pipe_ended = False
@@ -164,7 +166,8 @@ class _Server:
             self._scopes.discard(scope)
 
         self._scopes.add(scope)
-        self._task_group.start_soon(run)
+        # A sender's context could belong to an earlier run of the manager, which can't lose this one.
+        self._context.copy().run(self._task_group.start_soon, run)
 
     async def _watch(self) -> None:
         self._record.returncode = await self._group.leader_exited()
@@ -226,7 +229,8 @@ class _Server:
         if not await self._is_gone(bounds.terminate):
             self._group.send_signal(signal.SIGKILL)
             if not await self._is_gone(bounds.kill):
-                log(ERROR, "%s: the server process %d could not be killed", self._name, self._group.id)
+                message = "%s: could not kill all processes in the server's process group %d"
+                log(ERROR, message, self._name, self._group.id)
         self._group.has_ended = True
         self._stderr.read_rest()
         await self._errlog.aclose()

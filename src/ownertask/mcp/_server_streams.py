@@ -261,7 +261,7 @@ class ServerWriteStream(_Stream):
         except BrokenPipeError:
             return False
         except self._cancelled_type:
-            if len(rest) < len(data):
+            if len(rest) < len(data) and not self._is_shut:
                 is_handed_over = True
                 self._start_soon(partial(self._finish, rest))
             raise

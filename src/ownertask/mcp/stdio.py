@@ -17,7 +17,7 @@ from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
 from ._copying import attributes_in
-from ._server_exit import ServerRecord
+from ._server_exit import ServerExitedError, ServerRecord
 from ._server_process import Bounds, server_process
 from ._stderr import ErrorLog, ErrorLogWriter, descriptor_of
 from .streams import TransportStreams, watched
@@ -217,7 +217,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
     def _lose(self, reason: Exception) -> None:
         run = self._run_of_caller()
         if run is not None and run.state is ConnectionState.OPENING:
-            self._add_fact("the server ended during the handshake")
+            what = "the server exited" if isinstance(reason, ServerExitedError) else reason
+            self._add_fact(f"{what} during the handshake")
         self.connection_lost(reason)
 
     def get_streams(self) -> TransportStreams | None:

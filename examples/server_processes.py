@@ -1,0 +1,78 @@
+"""Reports how a server exited, changes how a server is ended, and stops it on SIGTERM.
+
+Usage: python examples/server_processes.py [asyncio|trio]
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import anyio
+from mcp import StdioServerParameters
+
+from ownertask import ConnectionLostError
+from ownertask.mcp import ServerExitedError, SessionConnectionManager, StdioConnectionManager
+
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
+PROGRAM = "import sys; print('no license found', file=sys.stderr); sys.exit(3)"
+unlicensed_server = StdioServerParameters(command=sys.executable, args=["-c", PROGRAM])
+
+
+# --8<-- [start:exited]
+async def report_exit() -> None:
+    try:
+        await SessionConnectionManager(unlicensed_server).start()
+    except ConnectionLostError as error:
+        exited = error.__cause__
+        if not isinstance(exited, ServerExitedError):
+            raise  # the server is still running, but closed its stdout, for example
+        print(exited)
+        print("returncode:", exited.returncode)
+        print("stderr_tail:", repr(exited.stderr_tail))
+
+
+# --8<-- [end:exited]
+
+
+# --8<-- [start:limits]
+async def change_limits() -> None:
+    transport = StdioConnectionManager(
+        server,
+        exit_timeout=10,  # how long the server may take to exit on its own
+        keep_children=True,  # if it does, the processes that it started may continue to run
+    )
+    async with SessionConnectionManager(transport):
+        print("the server has a pid:", transport.pid is not None)
+    print("returncode:", transport.returncode)
+
+
+# --8<-- [end:limits]
+
+
+# --8<-- [start:sigterm]
+async def run_until_sigterm() -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with SessionConnectionManager(server) as session:
+            await use(session)
+            async for _ in signals:
+                break
+    print("SIGTERM received, server stopped")
+
+
+# --8<-- [end:sigterm]
+
+
+async def use(session: object) -> None:
+    """Takes the place of your application, and of the program that terminates it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def main() -> None:
+    await report_exit()
+    await change_limits()
+    await run_until_sigterm()
+
+
+if __name__ == "__main__":
+    anyio.run(main, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")
