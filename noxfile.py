@@ -136,6 +136,7 @@ def benchmark(session: nox.Session) -> None:
     """Measures ratios, each from one run. This is not a test."""
     session.install(".[test]", SDKS["2"])
     session.run("python", "tests/benchmarks/core.py", *session.posargs)
+    session.run("python", "tests/benchmarks/stdio.py", *session.posargs)
     session.run("python", "tests/benchmarks/websocket.py", *session.posargs)
 
 
