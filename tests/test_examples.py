@@ -134,6 +134,18 @@ def test_the_error_quotes_the_stderr_of_the_server():
     assert printed == (ROOT / "examples/stderr_and_logging.txt").read_text()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
+@backends
+def test_server_processes_are_described_and_ended(backend):
+    printed = run("examples/server_processes.py", backend)
+    shown = (ROOT / "examples/server_processes.txt").read_text()
+    assert printed.removeprefix(shown).splitlines() == [
+        "the server has a pid: True",
+        "returncode: 0",
+        "SIGTERM received, server stopped",
+    ]
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("path", ["examples/sse.py", "examples/streamable_http.py"])
 def test_a_session_runs_over_http(path, backend):

@@ -8,6 +8,7 @@ which runs at the first of these moments, and only in the process that registere
 * the interpreter exits
 """
 
+import atexit
 import os
 import warnings
 from collections.abc import Callable
@@ -36,12 +37,16 @@ class Leftover:
         """
         self._loop = ref(loop)
         self._finalizer = finalize(owner, _end, os.getpid(), end)
+        self._finalizer.atexit = False
         _left.setdefault(self._loop, set()).add(self)
 
     def end(self) -> None:
         """Calls the function, unless it was called before."""
-        self._finalizer()
+        registration = self._finalizer.detach()  # at exit, a finalizer cannot be called
         self._remove()
+        if registration is not None:
+            _, function, arguments, _ = registration
+            function(*arguments)
 
     def forget(self) -> None:
         """Never calls the function, because the event loop cleaned up."""
@@ -62,6 +67,13 @@ def end_leftovers() -> None:
         if loop is None or not loop.is_alive():
             for leftover in tuple(_left.pop(reference, ())):
                 leftover.end()
+
+
+@atexit.register  # at import, so that functions which the application registers later run first
+def _end_all() -> None:
+    for reference in tuple(_left):
+        for leftover in tuple(_left.get(reference, ())):
+            leftover.end()
 
 
 def _end(process_id: int, end: Callable[[], str]) -> None:

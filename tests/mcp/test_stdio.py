@@ -158,6 +158,15 @@ def test_P8_the_end_of_the_event_loop_ends_the_server(anyio_backend_name):
     assert manager.state is ConnectionState.FAILED
 
 
+def test_P8_a_healthy_server_exits_on_its_own_at_the_end_of_the_event_loop(anyio_backend, caplog):
+    """`asyncio.run()` then cancels all tasks, also those that watch the server."""
+    manager = StdioConnectionManager(TINY)
+    backend, options = anyio_backend
+    anyio.run(manager.start, backend=backend, backend_options=options)
+    assert manager.returncode == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 @pytest.mark.parametrize("anyio_backend_name", ["asyncio", "trio"])
 def test_a_server_can_be_started_in_one_event_loop_after_another(anyio_backend_name):
     manager = StdioConnectionManager(TINY)

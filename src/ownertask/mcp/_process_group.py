@@ -1,4 +1,4 @@
-"""The process group of a server on POSIX: noticing its leader's exit, and signalling all of it.
+"""The process group of a server on POSIX: detecting its leader's exit, and sending signals to all of it.
 
 The id of a process group is the process id of its leader. The kernel does not use it again before the
 leader is reaped. So the leader is reaped last, and a signal never reaches a stranger. Other processes
@@ -33,24 +33,24 @@ def in_thread(function: Callable[[], T], *, abandon_on_cancel: bool = False) -> 
 
 
 class ProcessGroup:
-    """A process that leads a session of its own, and its descendants in the same group.
+    """A process that leads a new session, and its descendants in the same group.
 
     Attributes:
         id: The process id of the leader.
         leader: The process, with its pipes.
-        has_ended: Whether nothing of the group has to be killed any more.
+        is_over: Whether `close()` does not have to kill the group.
     """
 
     def __init__(self, leader: "Popen[bytes]", *, keep_children: bool) -> None:
         """Takes over the leader. May be called in any thread.
 
         Args:
-            leader: The process, which was started in a session of its own.
+            leader: The process, which must lead a session and a group.
             keep_children: Whether the other processes may outlive a leader that exits on its own.
         """
         self.id = leader.pid
         self.leader = leader
-        self.has_ended = False
+        self.is_over = False
         self._keep_children = keep_children
         self._pidfd = _open_pidfd(leader.pid)
         self._was_signalled = False
@@ -153,12 +153,12 @@ class ProcessGroup:
                 os.close(members.pop())
 
     def close(self) -> None:
-        """Closes the pipes and reaps the leader. Kills the group first, unless `has_ended` is set.
+        """Closes the pipes and reaps the leader. Kills the group first, unless `is_over` is set.
 
         Waits for a killed leader for at most `REAP_TIMEOUT` seconds.
         """
-        if not self.has_ended:
-            self.has_ended = True
+        if not self.is_over:
+            self.is_over = True
             self.send_signal(signal.SIGKILL)
             if self._pidfd is not None:
                 _has_exited(self._pidfd, within=REAP_TIMEOUT)

@@ -51,7 +51,7 @@ def _how(returncode: int | None) -> str:
 
 
 class ServerRecord:
-    """What a manager knows about its current or last server."""
+    """Describes the current or last server of a manager."""
 
     def __init__(self) -> None:
         self.pid: int | None = None

@@ -1,10 +1,10 @@
 """A server as a subprocess on POSIX: starting it, noticing its exit, and ending all of its processes.
 
 * The server leads its own session and process group, so a Ctrl-C in the terminal does not reach it.
-* Its exit is noticed at once, even if another process still holds its pipes.
-* When the context manager has exited, no process of the group is left, even if it was cancelled at any
-  point. A process that cannot be killed is logged.
-* Pipes are closed, and the process is reaped, when no task uses them any more.
+* Its exit is detected at once, even if another process still holds its pipes.
+* When the context manager exits, no process of the group is left, even if it was cancelled at any point.
+  A process that cannot be killed is logged.
+* Pipes are closed, and the process is reaped, when no task uses them.
 
 Source:
     <https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown>
@@ -90,15 +90,20 @@ async def server_process(  # noqa: PLR0913 - the options of the manager
     record.pid = group.id
     server = _Server(name, group, record, errlog, on_lost)
     leftover = Leftover(loop, server, partial(_end_left_behind, name, group, errlog))
+
+    def is_in_loop() -> bool:
+        # Otherwise, the event loop is closed and its tasks are garbage collected, or this is a fork.
+        return loop.is_current() and loop.is_of_this_process()
+
     try:
         async with create_task_group() as task_group:
             try:
                 yield server.open_streams(task_group, server_params, max_message_bytes)
             finally:
-                if loop.is_current():  # otherwise it is closed, and its tasks are garbage collected
+                if is_in_loop():
                     await server.end(bounds)
     finally:
-        if loop.is_current():
+        if is_in_loop():
             leftover.forget()
             group.close()
         else:
@@ -136,6 +141,7 @@ class _Server:
         self._reported = Event()
         self._has_pipe_ended = False
         self._is_terminated = False
+        self._is_over = False
         self._cancelled_type = get_cancelled_exc_class()
 
     def open_streams(
@@ -152,12 +158,12 @@ class _Server:
         self._stderr = StderrPipe(pipes.stderr.fileno(), self._record.stderr, self._errlog)
         self._reader = ServerReadStream(pipes.stdout.fileno(), *coding, max_message_bytes, self._ended)
         self._writer = ServerWriteStream(pipes.stdin.fileno(), *coding, self._start_soon, self._ended)
-        self._start_soon(self._watch)
-        self._start_soon(self._stderr.read)
+        self._start_soon(partial(self._persist, self._watch))
+        self._start_soon(partial(self._persist, self._stderr.read))
         return self._reader, self._writer
 
     def _start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Starts a task that lives until the server has ended, even if the owner task is cancelled."""
+        """Starts a task that lives until the server ends, even if the owner task is cancelled."""
         scope = CancelScope(shield=True)
 
         async def run() -> None:
@@ -168,6 +174,20 @@ class _Server:
         self._scopes.add(scope)
         # A sender's context could belong to an earlier run of the manager, which can't lose this one.
         self._context.copy().run(self._task_group.start_soon, run)
+
+    async def _persist(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Calls a function again if it is cancelled while the server still needs it.
+
+        When asyncio's event loop ends, it cancels all tasks natively, and no scope protects from that.
+        """
+        while not self._is_over:
+            try:
+                await function()
+            except self._cancelled_type:
+                if self._is_over:
+                    raise
+            else:
+                return
 
     async def _watch(self) -> None:
         self._record.returncode = await self._group.leader_exited()
@@ -180,7 +200,7 @@ class _Server:
             self._report(self._record.exit_error())
 
     async def _ended(self, reason: Exception) -> None:
-        """Reports a loss because a stream has ended. Returns when it has been reported."""
+        """Reports a loss because a stream ended, and waits until it is reported."""
         if not self._has_pipe_ended:
             self._has_pipe_ended = True
             self._start_soon(partial(self._report_end, reason))
@@ -202,7 +222,8 @@ class _Server:
         """Ends the server. If the caller is cancelled, ends it faster."""
         self._reported.set()
         self._reader.close()
-        self._start_soon(self._reader.discard)  # a server that cannot write does not read or exit
+        # A server that cannot write does not read or exit.
+        self._start_soon(partial(self._persist, self._reader.discard))
         try:
             await self._end(bounds)
         except self._cancelled_type:
@@ -210,6 +231,7 @@ class _Server:
                 await self._end(bounds.forced())
             raise
         finally:
+            self._is_over = True
             for scope in self._scopes:
                 scope.cancel()
 
@@ -231,7 +253,7 @@ class _Server:
             if not await self._is_gone(bounds.kill):
                 message = "%s: could not kill all processes in the server's process group %d"
                 log(ERROR, message, self._name, self._group.id)
-        self._group.has_ended = True
+        self._group.is_over = True
         self._stderr.read_rest()
         await self._errlog.aclose()
 

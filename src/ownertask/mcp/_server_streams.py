@@ -247,12 +247,16 @@ class ServerWriteStream(_Stream):
         if self.is_closed:
             self._turn.release()
             raise ClosedResourceError
-        if not await self._write_all(memoryview(data)):
+        if not await self._write_all(memoryview(data), is_begun=False):
             await self._on_end(_stdin_closed())
             raise BrokenResourceError
 
-    async def _write_all(self, data: memoryview) -> bool:
-        """Writes data and ends the turn. Returns `False` if the server has closed the pipe."""
+    async def _write_all(self, data: memoryview, *, is_begun: bool) -> bool:
+        """Writes a message, or the rest of one that is begun, and ends the turn.
+
+        Returns `False` if the server has closed the pipe. If the caller is cancelled in the middle of a
+        message, another task continues.
+        """
         rest = data
         is_handed_over = False
         try:
@@ -261,7 +265,7 @@ class ServerWriteStream(_Stream):
         except BrokenPipeError:
             return False
         except self._cancelled_type:
-            if len(rest) < len(data) and not self._is_shut:
+            if (is_begun or len(rest) < len(data)) and not self._is_shut:
                 is_handed_over = True
                 self._start_soon(partial(self._finish, rest))
             raise
@@ -271,9 +275,8 @@ class ServerWriteStream(_Stream):
         return True
 
     async def _finish(self, rest: memoryview) -> None:
-        """Writes the rest of a message whose sender was cancelled."""
         with suppress(ClosedResourceError):
-            if not await self._write_all(rest):
+            if not await self._write_all(rest, is_begun=True):
                 await self._on_end(_stdin_closed())
 
     def _write(self, data: memoryview) -> memoryview:

@@ -1,7 +1,7 @@
 """Reads a server's stderr: keeps its last lines, and passes it on to `errlog` in a thread.
 
-The pipe is read as long as the server runs, whatever `errlog` does. A server with a full stderr would
-block.
+The pipe is read as long as the server runs, even if `errlog` is slow or fails. A server with a full
+stderr would block.
 """
 
 import codecs
@@ -29,7 +29,7 @@ MAX_WAITING_BYTES: Final = 32 * 2**20
 """How much of a server's stderr may wait for a slow `errlog`."""
 
 LAST_WRITES: Final = 1.0
-"""Time, in seconds, to wait for `errlog` when the server has ended."""
+"""Time, in seconds, to wait for `errlog` after the server exited."""
 
 
 class ErrorLog(Protocol):

@@ -80,8 +80,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
                 `sys.stderr` when the server is started. On Windows, the server writes directly to the
                 file descriptor of `errlog`; if it has none, the output is discarded.
             flush_timeout: Maximum time, in seconds, for writing the current message to the server's
-                stdin before closing it; `None` means no limit. This and the next three limits are those
-                of the SDK by default, and `stop(timeout=...)` limits all of them together.
+                stdin before closing it; `None` means no limit. The defaults of this limit and the next
+                three are the SDK's. `stop(timeout=...)` limits all of them together.
             exit_timeout: Maximum time, in seconds, for the server to exit after its stdin was closed;
                 `None` means no limit.
             terminate_timeout: Maximum time, in seconds, for its process group to exit after SIGTERM;
