@@ -4,7 +4,7 @@ A task of a closed event loop can never clean up. So a transport also registers 
 which runs at the first of these moments, and only in the process that registered it:
 
 * a call on any manager after the event loop was closed
-* the garbage collector frees the transport's object
+* the garbage collector frees the transport's object (on asyncio, anyio usually prevents this)
 * the interpreter exits
 """
 
@@ -32,8 +32,8 @@ class Leftover:
         Args:
             loop: The event loop that should clean up.
             owner: The object whose collection also calls `end`.
-            end: Ends what was left, and returns the text of a `ResourceWarning`. It must not refer to
-                `owner`.
+            end: Ends what was left, and returns the text of a `ResourceWarning`, or an empty text. If
+                it refers to `owner`, collection does not call it.
         """
         self._loop = ref(loop)
         self._finalizer = finalize(owner, _end, os.getpid(), end)
@@ -48,10 +48,14 @@ class Leftover:
             _, function, arguments, _ = registration
             function(*arguments)
 
-    def forget(self) -> None:
-        """Never calls the function, because the event loop cleaned up."""
-        self._finalizer.detach()
+    def forget(self) -> bool:
+        """Never calls the function, because the event loop cleans up.
+
+        Returns:
+            `False` if the function was called before, for example by another thread at exit.
+        """
         self._remove()
+        return self._finalizer.detach() is not None
 
     def _remove(self) -> None:
         registered = _left.get(self._loop, set())
@@ -78,7 +82,9 @@ def _end_all() -> None:
 
 def _end(process_id: int, end: Callable[[], str]) -> None:
     if os.getpid() == process_id:  # a forked child must not end what belongs to its parent
-        _Warner(end())
+        message = end()
+        if message:
+            _Warner(message)
 
 
 class _Warner:

@@ -9,27 +9,21 @@ the leader reaps it, and the rest of the group is killed once, at that moment.
 import os
 import select
 import signal
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
-from typing import Final, TypeVar
+from typing import Final
 
-from anyio import CapacityLimiter, to_thread, wait_readable
+from anyio import wait_readable
 
-__all__ = ["ProcessGroup", "in_thread"]
+from ._in_thread import in_thread
 
-T = TypeVar("T")
+__all__ = ["ProcessGroup"]
 
 PROC: Final = Path("/proc")
 
 REAP_TIMEOUT: Final = 1.0
 """In seconds. A killed process that takes longer to end is waiting for a device."""
-
-
-def in_thread(function: Callable[[], T], *, abandon_on_cancel: bool = False) -> Awaitable[T]:
-    """Calls a function that may block. It never waits for other threads of the application."""
-    return to_thread.run_sync(function, abandon_on_cancel=abandon_on_cancel, limiter=CapacityLimiter(1))
 
 
 class ProcessGroup:
@@ -110,7 +104,7 @@ class ProcessGroup:
 
     async def rest_ended(self) -> None:
         """Waits until the leader is the only process in the group. A zombie does not count."""
-        if self._pidfd is None:
+        if self._pidfd is None or self.is_over:
             return
         while True:
             try:

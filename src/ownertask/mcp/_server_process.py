@@ -86,7 +86,7 @@ async def server_process(  # noqa: PLR0913 - the options of the manager
         on_lost: Called with the reason when the server exits on its own or closes a pipe.
     """
     loop = current_event_loop()
-    group = await spawned(server_params, keep_children=keep_children)
+    group = await spawned(name, server_params, keep_children=keep_children)
     record.pid = group.id
     server = _Server(name, group, record, errlog, on_lost)
     leftover = Leftover(loop, server, partial(_end_left_behind, name, group, errlog))
@@ -103,11 +103,10 @@ async def server_process(  # noqa: PLR0913 - the options of the manager
                 if is_in_loop():
                     await server.end(bounds)
     finally:
-        if is_in_loop():
-            leftover.forget()
-            group.close()
-        else:
+        if not is_in_loop():
             leftover.end()
+        elif leftover.forget():
+            group.close()
 
 
 def _end_left_behind(name: str, group: ProcessGroup, errlog: ErrorLogWriter) -> str:
@@ -215,7 +214,8 @@ class _Server:
 
     def _report(self, reason: Exception) -> None:
         if not self._reported.is_set():
-            self._on_lost(reason)
+            if not self._group.is_over:  # otherwise the interpreter is exiting
+                self._on_lost(reason)
             self._reported.set()
 
     async def end(self, bounds: Bounds) -> None:

@@ -14,7 +14,9 @@ from mcp import StdioServerParameters
 from mcp.client.stdio import get_default_environment
 
 from .._backend import current_event_loop
-from ._process_group import ProcessGroup, in_thread
+from .._leftovers import Leftover
+from ._in_thread import in_thread
+from ._process_group import ProcessGroup
 
 __all__ = ["spawned"]
 
@@ -23,10 +25,13 @@ SPAWN_GRACE: Final = 2.0
 thread that starts the process also ends it."""
 
 
-async def spawned(server_params: StdioServerParameters, *, keep_children: bool) -> ProcessGroup:
+async def spawned(
+    name: str, server_params: StdioServerParameters, *, keep_children: bool
+) -> ProcessGroup:
     """Starts the process in a thread, because that may block: a file system can be slow."""
     spawning = _Spawning(server_params, keep_children=keep_children)
     loop = current_event_loop()
+    leftover = Leftover(loop, spawning, partial(spawning.end_left_behind, name))
     try:
         await in_thread(spawning.run, abandon_on_cancel=True)
     except BaseException:
@@ -34,8 +39,10 @@ async def spawned(server_params: StdioServerParameters, *, keep_children: bool) 
             with CancelScope(shield=True):
                 await in_thread(partial(spawning.abandon, SPAWN_GRACE))
         else:  # the event loop is closed, and its tasks are garbage collected
-            spawning.abandon(0)
+            leftover.end()
         raise
+    finally:
+        leftover.forget()
     assert spawning.group is not None
     return spawning.group
 
@@ -72,6 +79,16 @@ class _Spawning:
                     group.close()
         finally:
             self._is_over.set()
+
+    def end_left_behind(self, name: str) -> str:
+        """Ends the process because the event loop cannot. Returns a warning."""
+        self.abandon(SPAWN_GRACE)
+        if self.group is None:
+            return ""
+        return (
+            f"{name}: the server process {self.group.id} was being started and was killed; "
+            "call stop() before the event loop ends"
+        )
 
     def abandon(self, within: float) -> None:
         """Ends the process. If it is not created within this time, in seconds, `run()` ends it."""

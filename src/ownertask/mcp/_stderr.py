@@ -9,14 +9,15 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import RLock, Thread
 from typing import Final, Protocol, TextIO, cast
 
-from anyio import wait_readable
+from anyio import move_on_after, wait_readable
 
 from .._log import WARNING, log
-from ._process_group import in_thread
+from ._in_thread import in_thread
 from ._server_streams import CHUNK_BYTES, LAST_CHUNKS
 
 __all__ = ["ErrorLog", "ErrorLogWriter", "StderrPipe", "StderrTail", "descriptor_of"]
@@ -105,7 +106,7 @@ class ErrorLogWriter:
         self._name = name
         self._errlog = errlog
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
-        self._lock = Lock()
+        self._lock = RLock()  # the garbage collector may call end_soon() at any point
         self._waiting = 0
         self._dropped = 0
         self._has_failed = False
@@ -126,8 +127,10 @@ class ErrorLogWriter:
         if self._thread is None:
             run = copy_context().run  # a notebook looks up the current cell in the context
             name = f"errlog of {self._name}"
-            self._thread = Thread(target=run, args=[self._run], name=name, daemon=True)
-            self._thread.start()
+            thread = Thread(target=run, args=[self._run], name=name, daemon=True)
+            with suppress(RuntimeError):  # too many threads; the next write tries again
+                thread.start()
+                self._thread = thread
 
     def _put_marker(self) -> None:
         if self._dropped:
@@ -157,7 +160,9 @@ class ErrorLogWriter:
             message = (
                 "%s: errlog.write() did not return; the last %d bytes of the server's stderr are lost"
             )
-            log(WARNING, message, self._name, self._waiting)
+            report = partial(log, WARNING, message, self._name, self._waiting)
+            with move_on_after(LAST_WRITES):  # a log handler may block on the same file
+                await in_thread(report, abandon_on_cancel=True)
 
     def _run(self) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -172,19 +177,30 @@ class ErrorLogWriter:
         if not text or errlog is None or self._is_abandoned:
             return
         try:
-            try:
-                errlog.write(text)
-            except UnicodeEncodeError as error:
-                encoding = getattr(errlog, "encoding", None) or error.encoding
-                errlog.write(text.encode(encoding, "replace").decode(encoding))
+            _write_replacing(errlog, text)
             flush = getattr(errlog, "flush", None)
-            if flush is not None:
+            if flush is not None and not self._is_abandoned:
                 flush()
-        except Exception as error:  # noqa: BLE001 - no error of errlog may affect the server
+        except BaseException as error:  # noqa: BLE001 - no error of errlog may end the thread
             if not self._has_failed:
                 self._has_failed = True
                 message = "%s: writing the server's stderr to errlog failed; later errors are not logged"
                 log(WARNING, message, self._name, exc_info=error)
+
+
+def _write_replacing(errlog: ErrorLog, text: str) -> None:
+    """Writes a text. Replaces the characters that `errlog` cannot encode."""
+    while True:
+        try:
+            errlog.write(text)
+        except UnicodeEncodeError as error:
+            bad = error.object[error.start : error.end]
+            replaced = text.translate(dict.fromkeys(map(ord, bad), "?"))
+            if replaced == text:
+                raise
+            text = replaced
+        else:
+            return
 
 
 @contextmanager
