@@ -37,10 +37,19 @@ from . import _sdk
 if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage
 
-__all__ = ["CHUNK_BYTES", "LAST_CHUNKS", "ServerReadStream", "ServerWriteStream"]
+__all__ = [
+    "CHUNK_BYTES",
+    "LAST_CHUNKS",
+    "MESSAGES_IN_A_ROW",
+    "ServerReadStream",
+    "ServerWriteStream",
+]
 
 CHUNK_BYTES: Final = 65536
 """How much is read at once: the default capacity of a pipe on Linux."""
+
+MESSAGES_IN_A_ROW: Final = 10
+"""How many messages are received without letting other tasks run, if they arrived together."""
 
 LAST_CHUNKS: Final = 16
 """How many chunks are read after the server exits: enough for the largest pipe. The limit is
@@ -50,12 +59,10 @@ OnEnd = TypeAliasType("OnEnd", Callable[[Exception], Awaitable[object]])
 
 
 class _Stream:
-    def __init__(self, descriptor: int, encoding: str, errors: str) -> None:
+    def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
         self.is_closed = False
         self._descriptor = descriptor
-        self._encoding = encoding
-        self._errors = errors
 
     def close(self) -> None:
         """Refuses further calls, which raise `ClosedResourceError`."""
@@ -98,14 +105,16 @@ class ServerReadStream(_Stream):
             on_end: Awaited with the reason for the end of the stream, before the reader gets
                 `EndOfStream`.
         """
-        super().__init__(descriptor, encoding, errors)
+        super().__init__(descriptor)
         self.drained = Event()
+        self._errors = errors
         self._max_bytes = max_bytes
         self._on_end = on_end
         self._end_reason: Exception | None = None
         self._buffer = bytearray()
         self._searched = 0  # this part of the buffer contains no line break
         self._was_read = False
+        self._in_a_row = 0
         self._is_behind = False  # the pipe may contain more than the last read returned
         self._turn = Lock(fast_acquire=True)
         # In UTF-8, a line break is always one byte. Other encodings are converted to it.
@@ -114,6 +123,10 @@ class ServerReadStream(_Stream):
 
     async def receive(self) -> "SessionMessage | Exception":
         self._was_read = True
+        if self._in_a_row == MESSAGES_IN_A_ROW:
+            self._in_a_row = 0
+            await checkpoint()
+        self._in_a_row += 1
         while True:
             if self.is_closed:
                 raise ClosedResourceError
@@ -159,8 +172,9 @@ class ServerReadStream(_Stream):
 
     async def _wait_and_read(self) -> None:
         async with self._turn:
-            if self._searched < len(self._buffer) or self._end_reason is not None:
+            if self.is_closed or self._searched < len(self._buffer) or self._end_reason is not None:
                 return  # another reader was faster
+            self._in_a_row = 0
             if self._is_behind:
                 await checkpoint()
             else:
@@ -181,7 +195,7 @@ class ServerReadStream(_Stream):
                 data = self._decoder.decode(data).encode()
         except BlockingIOError:
             return False
-        except UnicodeDecodeError as error:  # the position of the next character is unknown
+        except UnicodeError as error:  # the position of the next character is unknown
             self._end_reason = error
             return False
         self._buffer += data
@@ -206,6 +220,9 @@ class ServerReadStream(_Stream):
 
     async def discard(self) -> None:
         """Empties the pipe until it is closed, so that a server that writes to it can exit."""
+        # A reader that close() woke must run first. As it leaves anyio's wait_readable(), it removes the
+        # descriptor from the event loop, even if another task, which may be eager, waits for it by then.
+        await checkpoint()
         while True:
             # close() may be called again.
             with suppress(BlockingIOError, ClosedResourceError):
@@ -234,15 +251,18 @@ class ServerWriteStream(_Stream):
             start_soon: Runs a function in a task that the sender's cancellation does not reach.
             on_end: Awaited if the server has closed the pipe, before the sender gets the error.
         """
-        super().__init__(descriptor, encoding, errors)
+        super().__init__(descriptor)
         self._start_soon = start_soon
         self._on_end = on_end
         self._is_shut = False
+        self._unpaused = 0  # bytes since the last checkpoint
+        # Not encode(), which would add a byte order mark to each message.
+        self._encoder = codecs.getincrementalencoder(encoding)(errors)
         self._cancelled_type = get_cancelled_exc_class()
         self._turn = Semaphore(1, fast_acquire=True)  # it may be released by another task
 
     async def send(self, item: "SessionMessage", /) -> None:
-        data = (_sdk.message_to_json(item) + "\n").encode(self._encoding, self._errors)
+        data = self._encoder.encode(_sdk.message_to_json(item) + "\n")
         await self._turn.acquire()
         if self.is_closed:
             self._turn.release()
@@ -250,6 +270,10 @@ class ServerWriteStream(_Stream):
         if not await self._write_all(memoryview(data), is_begun=False):
             await self._on_end(_stdin_closed())
             raise BrokenResourceError
+        self._unpaused += len(data)
+        if self._unpaused > CHUNK_BYTES:  # in a loop that only sends, other tasks must run, too
+            self._unpaused = 0
+            await checkpoint()
 
     async def _write_all(self, data: memoryview, *, is_begun: bool) -> bool:
         """Writes a message, or the rest of one that is begun, and ends the turn.
