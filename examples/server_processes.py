@@ -1,4 +1,4 @@
-"""Reports how a server exited, changes how a server is ended, and stops it on SIGTERM.
+"""Reports how a server exited, changes how a server is ended, and stops a server on SIGTERM.
 
 Usage: python examples/server_processes.py [asyncio|trio]
 """
@@ -40,7 +40,7 @@ async def change_limits() -> None:
     transport = StdioConnectionManager(
         server,
         exit_timeout=10,  # how long the server may take to exit on its own
-        keep_children=True,  # if it does, the processes that it started may continue to run
+        keep_children=True,  # after that, its child processes may continue to run
     )
     async with SessionConnectionManager(transport):
         print("the server has a pid:", transport.pid is not None)

@@ -25,7 +25,7 @@ def checked_size(argument: str, value: int | None) -> int | None:
     """Returns `value` if it is a positive number of bytes or `None`.
 
     Raises:
-        TypeError: `value` is not an integer. A boolean does not count as one.
+        TypeError: `value` is not an integer. A boolean does not count as an integer.
         ValueError: `value` is not positive.
     """
     if value is not None:

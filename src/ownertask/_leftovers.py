@@ -24,7 +24,7 @@ _left: "dict[ref[EventLoop], set[Leftover]]" = {}
 
 
 class Leftover:
-    """Something that must be ended if its event loop can no longer do it."""
+    """Something that must be ended even if its event loop can no longer end it."""
 
     def __init__(self, loop: "EventLoop", owner: object, end: Callable[[], str]) -> None:
         """Registers a function.
@@ -33,7 +33,7 @@ class Leftover:
             loop: The event loop that should clean up.
             owner: The object whose collection also calls `end`.
             end: Ends what was left, and returns the text of a `ResourceWarning`, or an empty text. If
-                it refers to `owner`, collection does not call it.
+                it refers to `owner`, `owner` stays alive, and the garbage collector never calls `end`.
         """
         self._loop = ref(loop)
         self._finalizer = finalize(owner, _end, os.getpid(), end)
@@ -49,7 +49,7 @@ class Leftover:
             function(*arguments)
 
     def forget(self) -> bool:
-        """Never calls the function, because the event loop cleans up.
+        """Cancels the registration, because the event loop cleans up.
 
         Returns:
             `False` if the function was called before, for example by another thread at exit.
@@ -88,7 +88,7 @@ def _end(process_id: int, end: Callable[[], str]) -> None:
 
 
 class _Warner:
-    """Issues a warning while it is freed: with `-W error`, Python prints it and does not raise it."""
+    """Issues a warning while it is freed. Then `-W error` makes Python print it, but not raise it."""
 
     def __init__(self, message: str) -> None:
         self._message = message

@@ -1,9 +1,9 @@
 """Benchmarks of the stdio transport, as ratios from one run. Not a test: run `nox -s benchmark`.
 
 Compares the managers with the SDK's `stdio_client`, which a single task enters and exits. Both sides run
-the same server, which does almost nothing, so that the client's time dominates. The two sides of a ratio
-are measured in turn, because the speed of a machine drifts, and they take turns at being first. The
-median of the ratios is printed, and in parentheses the range of the middle half.
+the same server, which does almost nothing, so that the client's time dominates. The speed of a machine
+drifts, so the two sides of a ratio are measured right after each other, and the order alternates. Each
+line shows the median of the ratios and, in parentheses, the range of the middle half and both times.
 
 `stdio.py --pairs 2 --backend asyncio` is a quick trial. `--profile` shows where the time of the calls
 goes, instead of the ratios.
@@ -26,8 +26,9 @@ from mcp.types import CallToolRequest, CallToolRequestParams, CallToolResult
 
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
-# Its argument is the size of each answer. It does not parse a message: a request is a line with an id,
-# and the first request is `initialize`. The SDK's versions write the id before or after the parameters.
+# The argument is the size of each answer. The server does not parse messages. It treats each line with
+# an id as a request, and the first request as `initialize`. Depending on its version, the SDK writes the
+# id before or after the parameters.
 SERVER = """
 import os, sys
 
@@ -93,10 +94,10 @@ async def calls(open_session, request_size, answer_size, count, profiler=None):
 
 
 async def managed_cycles(number, count, *, with_stop=True):
-    """Starts a number of servers at once, then stops them. Returns the seconds for all of them.
+    """Starts a number of servers at once, then stops them. Returns the mean seconds for one such cycle.
 
-    Starting does not wait for Python to start in the server, but a stop waits for its end. If there are
-    more servers than cores, the first servers compete with the starting of the others.
+    `start()` does not wait until Python runs in the server, but `stop()` waits until the server exits.
+    If there are more servers than cores, the first servers compete with the starts of the others.
     """
     seconds = 0.0
     for _ in range(count):
@@ -156,7 +157,7 @@ async def bare_cycle(count):
 
 
 async def compare(label, above, below, count, pairs, to="the bare SDK"):
-    """Prints the ratio of the times of two measures."""
+    """Prints the ratio of the times that two functions return."""
     await above(count), await below(count)
     times = []
     for number in range(pairs):

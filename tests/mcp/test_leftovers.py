@@ -31,7 +31,7 @@ TEXT = (
     "call stop() before the event loop ends"
 )
 
-# It ignores SIGTERM, and holds a named pipe open until it ends.
+# This server ignores SIGTERM, and holds a named pipe open until it ends.
 STUBBORN_CODE = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -60,7 +60,7 @@ async def start():
 
 
 class Stubborn:
-    """A server that no signal but SIGKILL ends. `is_gone()` returns whether all of it has ended."""
+    """A server that ignores SIGTERM. `is_gone()` returns whether all of its processes are gone."""
 
     def __init__(self, path):
         os.mkfifo(path)
@@ -229,7 +229,7 @@ def test_S5_the_collection_of_a_loop_ends_its_server(create_loop, is_closed, stu
 
 
 @pytest.mark.parametrize("where", ["here", "in a thread"])
-def test_S5_a_crashed_trio_run(where, stubborn):
+def test_S5_a_crashed_trio_run_leaves_no_server(where, stubborn):
     import trio
 
     class Crash(Exception):  # noqa: N818 - short, and never seen
@@ -276,7 +276,7 @@ def test_P8_a_run_that_ends_without_a_stop_ends_the_server_at_once(backend, capl
     thread.join(30)
     assert not thread.is_alive()
     assert manager.returncode == 0
-    assert "could not be killed" not in caplog.text
+    assert "could not kill" not in caplog.text
     assert not _left
 
 
@@ -363,7 +363,7 @@ def test_S5_the_end_of_the_whole_run_ends_the_server_without_a_warning(backend, 
     status, _, stderr = stubborn.run(code, "-W", "error::ResourceWarning:ownertask")
     assert status == 3
     assert "ResourceWarning: stubborn" not in stderr
-    assert "could not be killed" not in stderr
+    assert "could not kill" not in stderr
     assert "Traceback" not in stderr
 
 

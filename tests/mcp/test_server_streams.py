@@ -149,7 +149,7 @@ async def writing(*args):
 
 
 async def resume(manager):
-    """Lets a server continue that stops itself."""
+    """Resumes a server that suspended itself."""
     await anyio.to_thread.run_sync(os.waitid, os.P_PID, manager.pid, os.WSTOPPED | os.WNOWAIT)
     os.kill(manager.pid, signal.SIGCONT)
 
@@ -166,7 +166,7 @@ async def cancel_after(turns, scope):
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1", "shift_jis"]
 )
-async def test_S7_a_message_may_be_cut_at_any_byte(encoding):
+async def test_S7_a_message_may_be_split_at_any_byte(encoding):
     data = "é" if encoding == "latin-1" else "あ"
     wire = f"{text_of(1, data)}\r\n\n{text_of(2, data)}\n".encode(encoding)
     for cut in range(1, len(wire)):
@@ -185,7 +185,7 @@ async def test_a_message_may_arrive_byte_by_byte():
             assert [number_of(await pipe.stream.receive()) for _ in range(2)] == [1, 2]
 
 
-async def test_O13_other_output_between_the_messages_is_survived():
+async def test_O13_other_output_between_messages_does_not_end_the_connection():
     output = b"a banner\n\n \t\r\n\x0c\n" + lines(1, 2).replace(b"\n", b"\r\n")
     output += b'{"jsonrpc": "2.0"}\n[]\n' + lines(3) + text_of(4).encode()  # no line break at the end
     manager = StdioConnectionManager(writes(output, then="os.close(1); sys.stdin.read()"))
@@ -203,7 +203,7 @@ async def test_O13_other_output_between_the_messages_is_survived():
     ("errors", "data"), [(None, "a\ufffdb"), ("replace", "a\ufffdb"), ("ignore", "ab"), ("strict", None)]
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-async def test_O13_bytes_that_cannot_be_decoded_are_handled_as_the_user_wants(encoding, errors, data):
+async def test_O13_bytes_that_cannot_be_decoded_are_handled_as_set(encoding, errors, data):
     server = writes(text_of(1, "a?b").encode().replace(b"?", b"\xff") + b"\n" + lines(2))
     server.encoding = encoding
     if errors is not None:
@@ -246,7 +246,7 @@ async def test_other_encodings_work_in_both_directions(encoding):
 @pytest.mark.parametrize(
     ("encoding", "junk"), [("utf-16", text_of(1).encode("utf-16-be")[2:]), ("utf-7", b"+2AA-")]
 )
-async def test_text_that_the_codec_refuses_without_a_position_is_a_loss(encoding, junk):
+async def test_a_decoding_error_without_a_position_loses_the_connection(encoding, junk):
     """Without a byte order mark, or with half a surrogate pair, codecs raise another `UnicodeError`."""
     server = writes(junk + b"\n\n")
     server.encoding = encoding
@@ -480,7 +480,7 @@ async def test_the_read_stream_has_no_context_for_the_sdk():
 # Several readers, cancellation
 
 
-async def test_several_readers_receive_each_message_once_and_each_the_end():
+async def test_one_of_several_readers_receives_each_message_and_all_receive_the_end():
     received = []
 
     async def read():
@@ -764,7 +764,7 @@ async def test_a_stop_ends_the_sends_to_a_server_that_never_reads(timeout):
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 @pytest.mark.within(20)
-async def test_a_stop_lets_the_current_message_arrive_and_refuses_those_that_wait(is_cancelled):
+async def test_a_stop_lets_the_current_message_arrive_and_refuses_waiting_ones(is_cancelled):
     async def send_first(scope):
         with scope:
             await writer.send(message(1, "x" * BIG))
@@ -811,7 +811,7 @@ async def test_messages_sent_just_before_a_stop_arrive():
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-async def test_a_send_to_a_server_that_closed_its_stdin_fails_and_is_a_loss(is_cancelled):
+async def test_a_send_to_a_server_that_closed_its_stdin_loses_the_connection(is_cancelled):
     """If the sender was cancelled, the task that writes the rest reports the loss."""
     server = writes(b"", then="import time\nos.read(0, 1); os.close(0); time.sleep(600)")
     manager = StdioConnectionManager(server, exit_timeout=0)
@@ -856,8 +856,8 @@ async def test_the_last_messages_of_a_server_that_exits_are_received_before_the_
 
 
 @pytest.mark.parametrize("is_waiting", [False, True])
-async def test_S2_the_stream_ends_with_the_server_even_if_another_process_writes_on(is_waiting):
-    """`finish()` is called when the server has exited. The pipe remains open, and full."""
+async def test_S2_the_stream_ends_with_the_server_even_if_another_process_keeps_writing(is_waiting):
+    """After the server exits, `finish()` is called. The pipe remains open and full."""
     received = []
 
     async def read():

@@ -29,7 +29,7 @@ SAYS_HELLO_TWICE = python_server(
 
 
 class Log:
-    """A minimal `errlog`: it only has `write()`. `seen()` waits until a given text was written."""
+    """A minimal `errlog` with nothing but `write()`. `seen()` waits until a text was written."""
 
     def __init__(self):
         self.text = ""
@@ -247,9 +247,7 @@ def can_read(descriptor):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(30)
-async def test_S4_a_stuck_errlog_delays_nothing_but_stop_and_gets_nothing_after_it(
-    anyio_backend, caplog
-):
+async def test_S4_a_stuck_errlog_delays_only_stop_and_gets_no_text_afterward(anyio_backend, caplog):
     errlog = Stuck()
     manager = StdioConnectionManager(SAYS_HELLO_TWICE, errlog)
     session = SessionConnectionManager(StdioConnectionManager(TINY))
@@ -320,7 +318,7 @@ SAYS_TEXT = python_server(f"import os, sys; os.write(2, {TEXT.encode()!r}); sys.
 
 
 class WithoutEncoding:
-    """It has `write()` and nothing else."""
+    """An `errlog` with nothing but `write()`."""
 
     def __init__(self, file):
         self.write = file.write
@@ -390,7 +388,7 @@ async def test_S4_a_marker_shows_where_the_servers_text_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-async def test_characters_that_are_cut_are_put_together(size):
+async def test_characters_that_are_split_between_writes_are_reassembled(size):
     log = Log()
     writer = ErrorLogWriter("a server", log)
     data = TEXT.encode() + b"\xff" + TEXT.encode()[:2]

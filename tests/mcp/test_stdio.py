@@ -201,6 +201,8 @@ def test_O10_the_constructor_rejects_invalid_arguments():
     for encoding in ("no-such-encoding", "base64"):
         with pytest.raises(ValueError, match=r"server_params\.encoding must be a text encoding, not '"):
             StdioConnectionManager(StdioServerParameters(command="a", encoding=encoding))
+    with pytest.raises(TypeError, match="keep_children must be a boolean, not str"):
+        StdioConnectionManager(TINY, keep_children="no")
     for command in ("", "  "):
         with pytest.raises(ValueError, match=r"server_params\.command must not be empty"):
             StdioConnectionManager(StdioServerParameters(command=command))

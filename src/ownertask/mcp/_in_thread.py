@@ -22,8 +22,8 @@ async def in_thread(function: Callable[[], T], *, abandon_on_cancel: bool = Fals
 
     Args:
         function: The function.
-        abandon_on_cancel: Whether a cancelled caller leaves the thread alone. Otherwise, the call waits
-            for the function, which must not take long.
+        abandon_on_cancel: Whether a cancelled caller leaves the function running in its thread. If not,
+            even a cancelled caller waits for the function, which must not take long.
     """
     loop = current_event_loop()
     is_done = Event()
@@ -48,7 +48,7 @@ async def in_thread(function: Callable[[], T], *, abandon_on_cancel: bool = Fals
         await is_done.wait()
     else:
         await loop.shielded(is_done.wait)
-    thread.join()  # it only has to return
+    thread.join()  # the thread is about to end
     if errors:
         raise errors.pop()
     return results.pop()

@@ -1,9 +1,9 @@
 """The process group of a server on POSIX: detecting its leader's exit, and sending signals to all of it.
 
-The id of a process group is the process id of its leader. The kernel does not use it again before the
-leader is reaped. So the leader is reaped last, and a signal never reaches a stranger. Other processes
-of the group are waited for through pidfds. Where there are none (on macOS and old kernels), waiting for
-the leader reaps it, and the rest of the group is killed once, at that moment.
+The id of a process group is the process id of its leader. The kernel does not reuse this id before the
+leader is reaped. So the leader is reaped last, and a signal never reaches an unrelated process. Pidfds
+are used to wait for the other processes of the group. Where there are no pidfds (on macOS and old
+kernels), waiting for the leader reaps it, and the rest of the group is killed once, at that moment.
 """
 
 import os
@@ -32,7 +32,7 @@ class ProcessGroup:
     Attributes:
         id: The process id of the leader.
         leader: The process, with its pipes.
-        is_over: Whether `close()` does not have to kill the group.
+        is_over: Whether the group was ended, so that `close()` does not kill it.
     """
 
     def __init__(self, leader: "Popen[bytes]", *, keep_children: bool) -> None:
@@ -46,7 +46,7 @@ class ProcessGroup:
         self.leader = leader
         self.is_over = False
         self._keep_children = keep_children
-        self._pidfd = _open_pidfd(leader.pid)
+        self._pidfd = _pidfd_of(leader.pid)
         self._was_signalled = False
         self._is_reaped = False  # by other code, or because this process ignores SIGCHLD
 
@@ -59,7 +59,8 @@ class ProcessGroup:
         """Waits until the leader exits.
 
         Returns:
-            Its status: -N if signal N killed it, and `None` if other code has taken the status.
+            Its status: -N if signal N killed it. If other code took the status, `None`, or 0 where there
+            are no pidfds.
         """
         if self._pidfd is None:
             return await in_thread(self._reap_and_kill_rest, abandon_on_cancel=True)
@@ -70,7 +71,7 @@ class ProcessGroup:
         return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
     def _peek(self) -> "os.waitid_result | None":
-        """Returns the status of the leader, if it has exited, and does not reap it."""
+        """Returns the status of the leader if it has exited. Does not reap the leader."""
         try:
             return os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -92,10 +93,10 @@ class ProcessGroup:
         if not self._is_reaped:
             self._kill(number)
         elif self._pidfd is not None:
-            for member in self._open_members():
-                with suppress(ProcessLookupError, PermissionError):
-                    signal.pidfd_send_signal(member, number)
-                os.close(member)
+            with suppress(OSError):  # there is no /proc, or there are too many open files
+                for member in self._members():
+                    with suppress(ProcessLookupError, PermissionError):
+                        signal.pidfd_send_signal(member.fileno(), number)
 
     def _kill(self, number: int) -> None:
         # PermissionError: all processes of the group now belong to another user.
@@ -103,48 +104,43 @@ class ProcessGroup:
             os.killpg(self.id, number)
 
     async def rest_ended(self) -> None:
-        """Waits until the leader is the only process in the group. A zombie does not count."""
+        """Waits until no other process of the group is running. Does nothing if there are no pidfds.
+
+        If the other processes cannot be listed, kills the group.
+        """
         if self._pidfd is None or self.is_over:
             return
         while True:
             try:
-                members = await in_thread(self._open_members)
-            except OSError:  # there is no /proc, or there are too many open files
+                members = await in_thread(self._members)
+            except OSError:
                 self.send_signal(signal.SIGKILL)
                 return
             if not members:
                 return
-            try:
-                for member in members:
-                    await wait_readable(member)
-            finally:
-                for member in members:
-                    os.close(member)
-
-    def _open_members(self) -> list[int]:
-        """Returns pidfds of the living processes of the group, without the leader."""
-        if self._is_reaped and (PROC / str(self.id)).exists():
-            return []  # a stranger has the id now
-        members: list[int] = []
-        try:
-            for name in os.listdir(PROC):  # noqa: PTH208 - creating a Path for each takes far longer
-                if name.isdecimal() and name != str(self.id):
-                    self._open_member(int(name), members)
-        except BaseException:
             for member in members:
-                os.close(member)
-            raise
-        return members
+                await wait_readable(member)
 
-    def _open_member(self, process_id: int, members: list[int]) -> None:
+    def _members(self) -> "list[_Pidfd]":
+        """Returns the living processes of the group, without the leader.
+
+        Raises:
+            OSError: There is no `/proc`, or there are too many open files.
+        """
+        if self._is_reaped and (PROC / str(self.id)).exists():
+            return []  # an unrelated process has the id now
+        names = os.listdir(PROC)  # noqa: PTH208 - creating a Path for each takes far longer
+        found = (self._member(int(name)) for name in names if name.isdecimal())
+        return [member for member in found if member is not None]
+
+    def _member(self, process_id: int) -> "_Pidfd | None":
         with suppress(ProcessLookupError):
-            if os.getpgid(process_id) != self.id:
-                return
-            member = os.pidfd_open(process_id)
-            members.append(member)
-            # Another process could have got the id in the meantime.
-            if _has_exited(member) or os.getpgid(process_id) != self.id:
-                os.close(members.pop())
+            if process_id != self.id and os.getpgid(process_id) == self.id:
+                member = _Pidfd(process_id)
+                # Another process may have been given the id in the meantime.
+                if not member.has_exited() and os.getpgid(process_id) == self.id:
+                    return member
+        return None
 
     def close(self) -> None:
         """Closes the pipes and reaps the leader. Kills the group first, unless `is_over` is set.
@@ -155,24 +151,44 @@ class ProcessGroup:
             self.is_over = True
             self.send_signal(signal.SIGKILL)
             if self._pidfd is not None:
-                _has_exited(self._pidfd, within=REAP_TIMEOUT)
+                self._pidfd.has_exited(within=REAP_TIMEOUT)
         for pipe in (self.leader.stdin, self.leader.stdout, self.leader.stderr):
             if pipe is not None:
                 pipe.close()
         self.leader.poll()
         if self._pidfd is not None:
-            os.close(self._pidfd)
+            self._pidfd.close()  # a task of a closed event loop may still refer to it
             self._pidfd = None
 
 
-def _open_pidfd(process_id: int) -> int | None:
+class _Pidfd:
+    """A file descriptor that refers to a process. It is closed when this object is freed."""
+
+    def __init__(self, process_id: int) -> None:
+        self._descriptor: int | None = None
+        self._descriptor = os.pidfd_open(process_id)
+
+    def fileno(self) -> int:
+        assert self._descriptor is not None
+        return self._descriptor
+
+    def has_exited(self, within: float = 0.0) -> bool:
+        """Returns whether the process exits within this time, in seconds. A zombie has exited."""
+        poller = select.poll()
+        poller.register(self, select.POLLIN)
+        return bool(poller.poll(within * 1000))
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _pidfd_of(process_id: int) -> _Pidfd | None:
     try:
-        return os.pidfd_open(process_id)
+        return _Pidfd(process_id)
     except (AttributeError, OSError):  # not Linux, an old kernel, or a sandbox
         return None
-
-
-def _has_exited(pidfd: int, *, within: float = 0.0) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(within * 1000))

@@ -13,13 +13,14 @@ LAST_LINE_CHARACTERS: Final = 200
 
 
 class ServerExitedError(Exception):
-    """The server process exited on its own, or was killed by something else.
+    """The server process exited on its own, or something other than ownertask killed it.
 
-    It is the cause of a `ConnectionLostError`. A note contains `stderr_tail`.
+    This error is the cause of a `ConnectionLostError`. A note contains `stderr_tail`.
 
     Attributes:
         returncode: The exit status. As in `subprocess`, -N means that signal N killed the server. `None`
-            means that other code in this process took the status, for example with `os.wait()`.
+            means that other code in this process took the status, for example with `os.wait()`. On
+            macOS, the status is 0 in that case.
         stderr_tail: The last lines of the server's stderr, at most 8192 bytes.
     """
 

@@ -1,9 +1,9 @@
-"""A server as a subprocess on POSIX: starting it, noticing its exit, and ending all of its processes.
+"""A server as a subprocess on POSIX: starts it, detects its exit, and ends all of its processes.
 
 * The server leads its own session and process group, so a Ctrl-C in the terminal does not reach it.
 * Its exit is detected at once, even if another process still holds its pipes.
-* When the context manager exits, no process of the group is left, even if it was cancelled at any point.
-  A process that cannot be killed is logged.
+* When the context manager exits, no process of the group is left, even if its task was cancelled at any
+  point. A process that does not end after SIGKILL is logged.
 * Pipes are closed, and the process is reaped, when no task uses them.
 
 Source:
@@ -92,7 +92,7 @@ async def server_process(  # noqa: PLR0913 - the options of the manager
     leftover = Leftover(loop, server, partial(_end_left_behind, name, group, errlog))
 
     def is_in_loop() -> bool:
-        # Otherwise, the event loop is closed and its tasks are garbage collected, or this is a fork.
+        # If not, the loop is closed and its tasks are garbage collected, or this is a forked child.
         return loop.is_current() and loop.is_of_this_process()
 
     try:
@@ -162,7 +162,7 @@ class _Server:
         return self._reader, self._writer
 
     def _start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Starts a task that lives until the server ends, even if the owner task is cancelled."""
+        """Starts a task that runs until `end()` cancels it, even if the owner task is cancelled."""
         scope = CancelScope(shield=True)
 
         async def run() -> None:
@@ -171,7 +171,7 @@ class _Server:
             self._scopes.discard(scope)
 
         self._scopes.add(scope)
-        # A sender's context could belong to an earlier run of the manager, which can't lose this one.
+        # `on_lost` looks up its run in the context. A sender's context could contain an earlier run.
         self._context.copy().run(self._task_group.start_soon, run)
 
     async def _persist(self, function: Callable[[], Awaitable[None]]) -> None:
@@ -222,7 +222,7 @@ class _Server:
         """Ends the server. If the caller is cancelled, ends it faster."""
         self._reported.set()
         self._reader.close()
-        # A server that cannot write does not read or exit.
+        # A server that is blocked in a write neither reads its stdin nor exits.
         self._start_soon(partial(self._persist, self._reader.discard))
         try:
             await self._end(bounds)
@@ -232,6 +232,7 @@ class _Server:
             raise
         finally:
             self._is_over = True
+            self._writer.shut()  # a second native cancellation may have interrupted the steps
             for scope in self._scopes:
                 scope.cancel()
 
@@ -248,7 +249,9 @@ class _Server:
             if not (self._exited.is_set() and self._group.may_outlive_leader):
                 self._group.send_signal(signal.SIGTERM)
             self._is_terminated = True
-        if not await self._is_gone(bounds.terminate):
+        await self._is_gone(bounds.terminate)
+        if not (self._exited.is_set() and self._group.may_outlive_leader):
+            # Even if nothing was found: a process that forks and exits all the time is hard to find.
             self._group.send_signal(signal.SIGKILL)
             if not await self._is_gone(bounds.kill):
                 message = "%s: could not kill all processes in the server's process group %d"
@@ -258,9 +261,10 @@ class _Server:
         await self._errlog.aclose()
 
     async def _is_gone(self, within: float | None) -> bool:
-        """Returns whether all processes of the group that must end have done so in time."""
+        """Waits for the processes that must end. Returns `False` if time runs out first."""
         with move_on_after(within):
-            await self._exited.wait()
+            if not self._exited.is_set():
+                await self._exited.wait()
             if not self._group.may_outlive_leader:
                 await self._group.rest_ended()
             return True

@@ -1,9 +1,10 @@
 """The stdin and stdout of a server as a pair of streams: each line is one JSON-RPC message.
 
-There is no task and no memory stream between the caller and the pipe. Both ends do not block.
+The caller reads and writes the pipes directly, without a task or a memory stream in between. On this
+side, both pipes are nonblocking.
 
 * A line is read in linear time, and it has a maximum length.
-* A cancelled caller never leaves half a message in the pipe: a task of the server writes the rest.
+* A cancelled caller never leaves half a message in the pipe. Another task writes the rest.
 
 Source:
     <https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio>
@@ -14,8 +15,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from anyio import (
     BrokenResourceError,
@@ -33,6 +33,7 @@ from anyio.lowlevel import checkpoint
 from typing_extensions import TypeAliasType, override
 
 from . import _sdk
+from .streams import BaseReadStream, BaseStream
 
 if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage
@@ -52,45 +53,18 @@ MESSAGES_IN_A_ROW: Final = 10
 """How many messages are received without letting other tasks run, if they arrived together."""
 
 LAST_CHUNKS: Final = 16
-"""How many chunks are read after the server exits: enough for the largest pipe. The limit is
-needed because a child process of the server can continue to write."""
+"""How many chunks are read after the server exits: 1 MiB, by default the maximum size of a pipe on
+Linux. The limit is needed because a child process of the server can continue to write."""
 
 OnEnd = TypeAliasType("OnEnd", Callable[[Exception], Awaitable[object]])
 
 
-class _Stream:
-    def __init__(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)
-        self.is_closed = False
-        self._descriptor = descriptor
-
-    def close(self) -> None:
-        """Refuses further calls, which raise `ClosedResourceError`."""
-        self.is_closed = True
-
-    async def aclose(self) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class ServerReadStream(_Stream):
+class ServerReadStream(BaseReadStream):
     """The messages that the server writes to its stdout.
 
     Attributes:
         drained: Set when the reader has received all messages, or if nobody reads.
     """
-
-    last_context = None  # the SDK looks it up with each message
 
     def __init__(
         self, descriptor: int, encoding: str, errors: str, max_bytes: int | None, on_end: OnEnd
@@ -105,7 +79,8 @@ class ServerReadStream(_Stream):
             on_end: Awaited with the reason for the end of the stream, before the reader gets
                 `EndOfStream`.
         """
-        super().__init__(descriptor)
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
         self.drained = Event()
         self._errors = errors
         self._max_bytes = max_bytes
@@ -144,15 +119,6 @@ class ServerReadStream(_Stream):
                 await self._on_end(self._end_reason)
                 raise EndOfStream
 
-    async def __anext__(self) -> "SessionMessage | Exception":
-        try:
-            return await self.receive()
-        except EndOfStream:
-            raise StopAsyncIteration from None
-
-    def __aiter__(self) -> Self:
-        return self
-
     def _next_line(self) -> str | None:
         end = self._buffer.find(b"\n", self._searched)
         length = len(self._buffer) if end < 0 else end
@@ -184,7 +150,7 @@ class ServerReadStream(_Stream):
                 self._read()
 
     def _read(self) -> bool:
-        """Reads what is in the pipe, at most a chunk. Returns whether there was anything."""
+        """Reads at most one chunk from the pipe. Returns whether the pipe contained anything."""
         self._is_behind = False
         try:
             data = os.read(self._descriptor, CHUNK_BYTES)
@@ -231,7 +197,7 @@ class ServerReadStream(_Stream):
                     return
 
 
-class ServerWriteStream(_Stream):
+class ServerWriteStream(BaseStream):
     """The messages to the server's stdin."""
 
     def __init__(
@@ -251,7 +217,8 @@ class ServerWriteStream(_Stream):
             start_soon: Runs a function in a task that the sender's cancellation does not reach.
             on_end: Awaited if the server has closed the pipe, before the sender gets the error.
         """
-        super().__init__(descriptor)
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
         self._start_soon = start_soon
         self._on_end = on_end
         self._is_shut = False
@@ -259,7 +226,7 @@ class ServerWriteStream(_Stream):
         # Not encode(), which would add a byte order mark to each message.
         self._encoder = codecs.getincrementalencoder(encoding)(errors)
         self._cancelled_type = get_cancelled_exc_class()
-        self._turn = Semaphore(1, fast_acquire=True)  # it may be released by another task
+        self._turn = Semaphore(1, fast_acquire=True)  # another task may release it
 
     async def send(self, item: "SessionMessage", /) -> None:
         data = self._encoder.encode(_sdk.message_to_json(item) + "\n")
@@ -276,7 +243,7 @@ class ServerWriteStream(_Stream):
             await checkpoint()
 
     async def _write_all(self, data: memoryview, *, is_begun: bool) -> bool:
-        """Writes a message, or the rest of one that is begun, and ends the turn.
+        """Writes a message, or the rest of a message, and then lets the next sender write.
 
         Returns `False` if the server has closed the pipe. If the caller is cancelled in the middle of a
         message, another task continues.

@@ -1,7 +1,7 @@
 """Starts a server process in a thread.
 
 Starting a process can block, for example if the command is on a slow file system, and nothing can
-interrupt it. In a thread, it holds up neither the event loop nor, for long, a cancelled task.
+interrupt it. In a thread, it does not block the event loop, and delays a cancelled task only briefly.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ thread that starts the process also ends it."""
 async def spawned(
     name: str, server_params: StdioServerParameters, *, keep_children: bool
 ) -> ProcessGroup:
-    """Starts the process in a thread, because that may block: a file system can be slow."""
+    """Starts the process in a thread, and returns its process group."""
     spawning = _Spawning(server_params, keep_children=keep_children)
     loop = current_event_loop()
     leftover = Leftover(loop, spawning, partial(spawning.end_left_behind, name))
@@ -48,19 +48,24 @@ async def spawned(
 
 
 class _Spawning:
-    """The creation of a process in a thread. If it is abandoned, nobody else ends the process."""
+    """The creation of a process in a thread. If it is abandoned, it also ends the process."""
 
     def __init__(self, server_params: StdioServerParameters, *, keep_children: bool) -> None:
         self._server_params = server_params
         self._keep_children = keep_children
         self._lock = Lock()
-        self._is_over = Event()
+        self._is_over = Event()  # cleared while the process is being created
+        self._is_over.set()
         self._is_abandoned = False
         self.group: ProcessGroup | None = None
 
     def run(self) -> None:
         """Creates the process."""
         server_params = self._server_params
+        with self._lock:
+            if self._is_abandoned:
+                return
+            self._is_over.clear()
         try:
             process = Popen(  # noqa: S603 - the user chose the command
                 [server_params.command, *server_params.args],

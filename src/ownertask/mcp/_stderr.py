@@ -80,7 +80,7 @@ class StderrPipe:
                     return
 
     def read_rest(self) -> None:
-        """Reads what the server has written before it exited."""
+        """Reads what the server wrote before it exited."""
         with suppress(BlockingIOError):
             for _ in range(LAST_CHUNKS):
                 if not self._read_chunk():
@@ -114,7 +114,7 @@ class ErrorLogWriter:
         self._thread: Thread | None = None
 
     def write(self, data: bytes) -> None:
-        """Passes data to the thread. If too much is waiting there, drops and counts it."""
+        """Passes data to the thread. If too much data is already waiting, drops and counts it."""
         if self._errlog is None or not data:
             return
         with self._lock:
@@ -149,7 +149,7 @@ class ErrorLogWriter:
         self._queue.put(None)
 
     async def aclose(self) -> None:
-        """Ends the thread. Waits for at most `LAST_WRITES` seconds, and logs if that is not enough."""
+        """Ends the thread. If it is still running after `LAST_WRITES` seconds, logs a warning."""
         thread = self._thread
         if thread is None:
             return
@@ -205,7 +205,7 @@ def _write_replacing(errlog: ErrorLog, text: str) -> None:
 
 @contextmanager
 def descriptor_of(errlog: ErrorLog | None) -> Generator[TextIO]:  # pragma: no cover - for Windows
-    """Yields a file to which a server can write its stderr itself."""
+    """Yields a file to which a server can write its stderr directly."""
     try:
         descriptor = os.dup(cast("TextIO", errlog).fileno())
     except (AttributeError, OSError):  # errlog has no descriptor

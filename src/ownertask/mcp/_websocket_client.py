@@ -13,8 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from inspect import signature
 from math import inf
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -28,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.version import version as library_version
 
 from . import _sdk
-from .streams import TransportStreams
+from .streams import BaseReadStream, BaseStream, TransportStreams
 
 if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage
@@ -220,30 +219,10 @@ async def _watch(
                 on_end(closed)
 
 
-class _Stream:
-    def __init__(self) -> None:
-        self.is_closed = False
-
-    async def aclose(self) -> None:
-        self.is_closed = True
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-class _ReadStream(_Stream):
+class _ReadStream(BaseReadStream):
     """The server's messages. Each is read from the library when the caller asks for it."""
 
     def __init__(self, websocket: WebSocket, on_end: Callable[[ConnectionClosed], object]) -> None:
-        super().__init__()
         self._websocket = websocket
         self._on_end = on_end
         self.is_read = False
@@ -262,21 +241,11 @@ class _ReadStream(_Stream):
             raise EndOfStream from None
         return _sdk.message_from_json(message)
 
-    async def __anext__(self) -> "SessionMessage | Exception":
-        try:
-            return await self.receive()
-        except EndOfStream:
-            raise StopAsyncIteration from None
 
-    def __aiter__(self) -> Self:
-        return self
-
-
-class _WriteStream(_Stream):
+class _WriteStream(BaseStream):
     """The messages to the server."""
 
     def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
-        super().__init__()
         self._send = send
 
     async def send(self, item: "SessionMessage", /) -> None:

@@ -3,6 +3,7 @@
 On POSIX, `_server_process.py` runs the server. On Windows, the SDK's `stdio_client` does.
 """
 
+import codecs
 import io
 import sys
 from collections.abc import AsyncGenerator
@@ -33,17 +34,19 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
     To call the server, pass this manager to a `SessionConnectionManager` or
     `ClientConnectionManager`. A session runs its own tasks, which must live in the same owner task.
 
-    The connection is lost as soon as the server exits, even if another process holds its pipes, or
-    closes its stdin or stdout. The cause of the `ConnectionLostError` is a `ServerExitedError` with the
-    exit status and the end of the server's stderr, or an `EOFError` or `BrokenPipeError` if the server
-    is still running. A closed stdout is detected by the task that reads the stream, which a session does
-    continuously.
+    The connection is lost if the server exits. This is detected at once, even if another process still
+    holds the server's pipes. The cause of the `ConnectionLostError` is a `ServerExitedError` with the
+    exit status and the end of the server's stderr.
+
+    The connection is also lost if the server closes its stdout or stdin but is still running. The cause
+    is an `EOFError` or a `BrokenPipeError`. A closed stdout is detected when the stream is read, which a
+    session does continuously. A closed stdin is detected by the next call that writes a message.
 
     Closing follows the order in the specification: it closes the server's stdin, waits for the server to
     exit, then sends SIGTERM, and finally SIGKILL. The signals go to the server's process group, so they
     also end the processes that the server started, unless they left the group. If the server exits on
-    its own, the rest of its group is ended in the same way. A forced stop (by a timeout or a
-    cancellation) waits for at most two seconds at each step.
+    its own, the signals end the rest of its group, unless you set `keep_children`. A forced stop (by a
+    timeout or a cancellation) waits for at most two seconds at each step.
 
     On Windows, the SDK's transport runs the server. There, the only sign of a loss is the end of the
     server's stdout, and the arguments from `flush_timeout` to `max_message_bytes` have no effect.
@@ -75,23 +78,25 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
             errlog: Receives the server's stderr: an object with a `write()` method that accepts text.
                 `write()` is called in a thread, in order. At most 32 MiB wait for a slow `errlog`. After
                 that, text is dropped, and a marker shows how many bytes are missing. Closing the
-                connection waits one second for the last text. An error in `write()` is logged once, and
-                a character that the object cannot encode is replaced. `None` means the value of
-                `sys.stderr` when the server is started. On Windows, the server writes directly to the
+                connection waits at most one second for the last text. Only the first error in `write()`
+                is logged. A character that the object cannot encode is replaced. `None` means the value
+                of `sys.stderr` when the server is started. On Windows, the server writes directly to the
                 file descriptor of `errlog`; if it has none, the output is discarded.
             flush_timeout: Maximum time, in seconds, for writing the current message to the server's
                 stdin before closing it; `None` means no limit. The defaults of this limit and the next
-                three are the SDK's. `stop(timeout=...)` limits all of them together.
+                three are the values of mcp 2.x. `stop(timeout=...)` limits all steps together.
             exit_timeout: Maximum time, in seconds, for the server to exit after its stdin was closed;
                 `None` means no limit.
-            terminate_timeout: Maximum time, in seconds, for its process group to exit after SIGTERM;
+            terminate_timeout: Maximum time, in seconds, for the process group to end after SIGTERM;
                 `None` means no limit.
             kill_timeout: Maximum time, in seconds, to wait for the end of the process group after
-                SIGKILL; `None` means no limit. A process that takes longer is logged and left alone.
+                SIGKILL; `None` means no limit. After that, an error is logged, and the processes are
+                left alone.
             keep_children: Whether processes that the server started may outlive a server that exits
                 before it is sent a signal.
             max_message_bytes: Maximum length of a line that the server writes to its stdout, in bytes;
-                128 MiB by default; `None` means no limit. A longer line is a loss.
+                128 MiB by default; `None` means no limit. If the server sends a longer line, the
+                connection is lost.
             name: See `ConnectionManager`. The default contains the base name of the command, but no
                 argument and no environment variable.
 
@@ -118,6 +123,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
             )
         try:
             "".encode(server_params.encoding)
+            codecs.getincrementaldecoder(server_params.encoding)
         except LookupError:
             raise ValueError(
                 f"server_params.encoding must be a text encoding, not {server_params.encoding!r}"
@@ -137,6 +143,8 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         self.exit_timeout: float | None = checked_timeout("exit_timeout", exit_timeout)
         self.terminate_timeout: float | None = checked_timeout("terminate_timeout", terminate_timeout)
         self.kill_timeout: float | None = checked_timeout("kill_timeout", kill_timeout)
+        if not isinstance(keep_children, bool):
+            raise TypeError(f"keep_children must be a boolean, not {type(keep_children).__name__}")
         self.keep_children: bool = keep_children
         self.max_message_bytes: int | None = checked_size("max_message_bytes", max_message_bytes)
         self._record = ServerRecord()
@@ -151,10 +159,11 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
 
     @property
     def returncode(self) -> int | None:
-        """The exit status of the current or last server, or `None` if it has not exited.
+        """The exit status of the current or last server, or `None` before it exits.
 
         -N means that signal N killed the server, as in `subprocess`. If the server did not exit on its
-        own, the signal is the one with which closing the connection ended it. Always `None` on Windows.
+        own, this may be the SIGTERM or SIGKILL that was sent to end it. `None` also means that the
+        status is unknown. Always `None` on Windows.
         """
         return self._record.returncode
 
