@@ -6,6 +6,7 @@ A process of a server connects to the test over a Unix socket. When it ends, the
 import asyncio
 import copy
 import errno
+import gc
 import logging
 import os
 import pickle
@@ -261,7 +262,7 @@ async def test_S1_a_server_that_ends_during_the_handshake_is_reported(end, statu
     assert type(cause) is ServerExitedError
     assert cause.returncode == status
     assert f"the server {text}; its stderr ended with 'bye'" in str(caught.value)
-    assert "the server ended during the handshake" in caught.value.__notes__
+    assert "the server exited during the handshake" in caught.value.__notes__
 
 
 @ends
@@ -826,7 +827,7 @@ class FakeGroup:
         self.ends_leader = leader
         self.ends_rest = rest
         self.keep_children = keep_children
-        self.has_ended = self.is_closed = False
+        self.is_over = self.is_closed = False
         self.status = None
         self.exited = anyio.Event()
         self.rest_gone = anyio.Event()
@@ -925,12 +926,13 @@ def run_fake(monkeypatch, clock, use, *group_args, fill=False, bounds=FAKE_BOUND
 clock = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
 fills = pytest.mark.parametrize("fill", [False, True])
 
-# What ends the leader, what ends the rest, the signals and their times, the time of the end.
+# What ends the leader, what ends the rest, the signals and their times, the time of the end. The last
+# signal is for a process that the search for members missed.
 NORMAL = [
-    ("eof", 0, [(0, TERM)], 0),
-    (TERM, 0, [(10, TERM)], 10),
+    ("eof", 0, [(0, TERM), (0, KILL)], 0),
+    (TERM, 0, [(10, TERM), (10, KILL)], 10),
     (KILL, 0, [(10, TERM), (110, KILL)], 110),
-    ("eof", TERM, [(0, TERM)], 0),
+    ("eof", TERM, [(0, TERM), (0, KILL)], 0),
     ("eof", KILL, [(0, TERM), (100, KILL)], 100),
     (TERM, KILL, [(10, TERM), (110, KILL)], 110),
     ("eof", None, [(0, TERM), (100, KILL)], 1100),
@@ -952,7 +954,7 @@ def test_C4_each_step_is_limited_by_its_own_bound(
     flush = 1 if fill else 0  # a message that nobody reads is written until the bound
     assert group.log == [(time + flush, number) for time, number in signals]
     assert group.stopped_at == pytest.approx(end + flush, abs=0.01)
-    assert group.has_ended
+    assert group.is_over
     survives = None in {leader, rest}
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     name = "StdioConnectionManager(" + Path(sys.executable).name + ")"
@@ -988,7 +990,7 @@ def test_without_bounds_each_step_waits_forever(monkeypatch, clock):
 
     bounds = dict.fromkeys(FAKE_BOUNDS)
     group = run_fake(monkeypatch, clock, use, None, None, bounds=bounds)
-    assert group.log == [(8e4, TERM)]
+    assert group.log == [(8e4, TERM), (16e4, KILL)]
 
 
 # When it is cancelled, the signals and their times, and the time of the end: 0.5 s for the
@@ -1127,12 +1129,13 @@ async def test_P7_wherever_the_end_of_a_server_is_interrupted_its_group_is_gone(
         async with anyio.create_task_group() as world.tasks:
             world.tasks.start_soon(hold)
         await threads_ended()
+        gc.collect()  # a traceback may contain pidfds
         assert world.status == (-9 if leader == "deaf" else 0) or (leader, world.status) == ("exits", -9)
         left = {each for each in resources() - before if "AnyIO worker" not in each}
         assert not left, f"left at point {k}: {left}"
         if len(world.kinds) == len(kinds):  # the point was not reached
             break
-    assert k > 6
+    assert k > 3
 
 
 @only_linux
@@ -1164,9 +1167,9 @@ async def test_P7_a_native_cancellation_while_members_are_listed_leaves_no_pidfd
 
 
 async def threads_ended():
-    """Waits for the threads that write to errlog."""
+    """Waits for the library's threads, which a second native cancellation leaves alone."""
     for thread in threading.enumerate():
-        if thread.name.startswith("errlog of"):
+        if thread.name.startswith(("errlog of", "ownertask")):
             await anyio.to_thread.run_sync(thread.join, 1)
 
 
@@ -1216,7 +1219,7 @@ async def test_S3_kept_children_survive_a_stop_that_is_interrupted_twice(family)
             member = await family.member("server")
             await family.member("child")
             member.run("os._exit(0)")
-            await member.ended()
+            wait_for_exit(member.id)
             cancel(5)
 
     def cancel(times):
@@ -1384,6 +1387,7 @@ async def test_O17_wherever_a_start_is_cancelled_no_process_is_left(
         was_cancelled = await is_cancelled_at(k)
         for process in processes:
             await anyio.to_thread.run_sync(process.wait, 1)
+        await threads_ended()
         assert left() <= before
         if not was_cancelled:
             break

@@ -65,18 +65,18 @@ class ProcessGroup:
         if self._pidfd is None:
             return await in_thread(self._reap_and_kill_rest, abandon_on_cancel=True)
         await wait_readable(self._pidfd)
-        status = self._peek()
-        if status is None:
-            return None
-        return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        return self._peek()
 
-    def _peek(self) -> "os.waitid_result | None":
-        """Returns the status of the leader if it has exited. Does not reap the leader."""
+    def _peek(self) -> int | None:
+        """Returns the status of the leader, if it has exited, and does not reap it."""
         try:
-            return os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            result = os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             self._is_reaped = True
             return None
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def _reap_and_kill_rest(self) -> int:
         status = self.leader.wait()
@@ -142,16 +142,22 @@ class ProcessGroup:
                     return member
         return None
 
-    def close(self) -> None:
+    def close(self) -> int | None:
         """Closes the pipes and reaps the leader. Kills the group first, unless `is_over` is set.
 
         Waits for a killed leader for at most `REAP_TIMEOUT` seconds.
+
+        Returns:
+            The status of the leader, as `leader_exited()` does, or `None` if it is not known.
         """
         if not self.is_over:
             self.is_over = True
-            self.send_signal(signal.SIGKILL)
+            has_exited = self._pidfd is not None and self._pidfd.has_exited()
+            if not (has_exited and self.may_outlive_leader):
+                self.send_signal(signal.SIGKILL)
             if self._pidfd is not None:
                 self._pidfd.has_exited(within=REAP_TIMEOUT)
+        status = None if self._pidfd is None else self._peek()
         for pipe in (self.leader.stdin, self.leader.stdout, self.leader.stderr):
             if pipe is not None:
                 pipe.close()
@@ -159,6 +165,7 @@ class ProcessGroup:
         if self._pidfd is not None:
             self._pidfd.close()  # a task of a closed event loop may still refer to it
             self._pidfd = None
+        return status
 
 
 class _Pidfd:

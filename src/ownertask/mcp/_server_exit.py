@@ -38,6 +38,14 @@ class ServerExitedError(Exception):
         said = f"; its stderr ended with {last_line[-LAST_LINE_CHARACTERS:]!r}" if last_line else ""
         return f"the server {_how(self.returncode)}{said}"
 
+    # A copy has its own list of notes.
+    @override
+    def __reduce__(self) -> tuple[object, ...]:
+        attributes = self.__dict__.copy()
+        if "__notes__" in attributes:
+            attributes["__notes__"] = list(attributes["__notes__"])
+        return type(self), self.args, attributes
+
 
 def _how(returncode: int | None) -> str:
     if returncode is None:

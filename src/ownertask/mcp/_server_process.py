@@ -89,7 +89,7 @@ async def server_process(  # noqa: PLR0913 - the options of the manager
     group = await spawned(name, server_params, keep_children=keep_children)
     record.pid = group.id
     server = _Server(name, group, record, errlog, on_lost)
-    leftover = Leftover(loop, server, partial(_end_left_behind, name, group, errlog))
+    leftover = Leftover(loop, server, partial(_end_left_behind, name, group, record, errlog))
 
     def is_in_loop() -> bool:
         # If not, the loop is closed and its tasks are garbage collected, or this is a forked child.
@@ -106,16 +106,25 @@ async def server_process(  # noqa: PLR0913 - the options of the manager
         if not is_in_loop():
             leftover.end()
         elif leftover.forget():
-            group.close()
+            _release(group, record, errlog)
 
 
-def _end_left_behind(name: str, group: ProcessGroup, errlog: ErrorLogWriter) -> str:
-    group.close()
-    errlog.end_soon()
+def _end_left_behind(
+    name: str, group: ProcessGroup, record: ServerRecord, errlog: ErrorLogWriter
+) -> str:
+    _release(group, record, errlog)
     return (
         f"{name}: the server process {group.id} was still running and was killed; "
         "call stop() before the event loop ends"
     )
+
+
+def _release(group: ProcessGroup, record: ServerRecord, errlog: ErrorLogWriter) -> None:
+    """Ends what `_Server.end()` could not end, because it was interrupted or never called."""
+    status = group.close()
+    if record.returncode is None:
+        record.returncode = status
+    errlog.end_soon()
 
 
 class _Server:
