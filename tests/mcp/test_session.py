@@ -255,7 +255,8 @@ async def test_P3_calls_to_a_suspended_server_time_out_and_stop_still_works(kind
     assert manager.state is ConnectionState.OPEN
 
     async def call_with_more_than_a_pipe_holds():
-        with pytest.raises((ERROR, anyio.BrokenResourceError)):
+        # mcp 1.x does not convert errors of the write stream.
+        with pytest.raises(ERROR if _sdk.HAS_CLIENT else anyio.ClosedResourceError):
             await session.call_tool("process_id", {"data": "x" * 1_000_000})
 
     async with anyio.create_task_group() as tg:
