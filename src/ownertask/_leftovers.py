@@ -48,14 +48,10 @@ class Leftover:
             _, function, arguments, _ = registration
             function(*arguments)
 
-    def forget(self) -> bool:
-        """Cancels the registration, because the event loop cleans up.
-
-        Returns:
-            `False` if the function was called before, for example by another thread at exit.
-        """
+    def forget(self) -> None:
+        """Never calls the function, because the event loop cleans up."""
+        self._finalizer.detach()
         self._remove()
-        return self._finalizer.detach() is not None
 
     def _remove(self) -> None:
         registered = _left.get(self._loop, set())

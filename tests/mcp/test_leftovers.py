@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from unittest.mock import patch
 
@@ -20,7 +20,7 @@ from conftest import eager_event_loop
 from mcp import StdioServerParameters
 from servers import TINY, python_server
 
-from ownertask import ConnectionLostError, ConnectionState
+from ownertask import ConnectionLostError, ConnectionState, _leftovers
 from ownertask._leftovers import Leftover, _left, end_leftovers
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager, _spawning
 
@@ -641,3 +641,56 @@ def test_a_leftover_is_ended_if_its_loop_was_freed():
     assert ended
     assert not _left
     del leftover
+
+
+def test_all_leftovers_are_ended_at_exit():
+    loop, thing, ended = Loop(), Thing(), []
+    leftovers = [Leftover(loop, thing, lambda: ended.append(1) or "") for _ in range(3)]
+    _leftovers._end_all()
+    assert len(ended) == len(leftovers)
+    assert not _left
+
+
+def test_a_leftover_is_not_ended_by_a_forked_child(monkeypatch):
+    loop, thing, ended = Loop(), Thing(), []
+    leftover = Leftover(loop, thing, lambda: ended.append(1) or "")
+    monkeypatch.setattr(_leftovers.os, "getpid", lambda: 0)
+    leftover.end()
+    assert not ended
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_S5_closing_the_coroutine_of_a_closed_loop_ends_the_server(is_open):
+    """This is what the garbage collector does, unless anyio prevents it."""
+    loop = asyncio.new_event_loop()
+    if is_open:
+        opened = StdioConnectionManager(TINY, name="tiny").open_connection()
+        coroutine = opened.__aexit__(GeneratorExit, GeneratorExit(), None)
+    else:
+        opened, coroutine = None, _spawning.spawned("tiny", TINY, keep_children=False)
+
+    async def main():
+        await (opened.__aenter__() if is_open else step(coroutine))
+
+    async def step(coroutine):
+        coroutine.send(None)
+
+    loop.run_until_complete(main())
+    loop.close()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with suppress(Exception, GeneratorExit):  # anyio cannot exit a scope outside its loop
+            if is_open:
+                coroutine.send(None)
+            else:
+                coroutine.close()
+    assert "and was killed; call stop() before" in str(caught[0].message)
+    assert not _left
+
+
+def test_an_abandoned_process_is_not_created():
+    spawning = _spawning._Spawning(TINY, keep_children=False)
+    spawning.abandon(0)
+    spawning.run()
+    assert spawning.group is None
+    assert not spawning.end_left_behind("tiny")

@@ -314,6 +314,7 @@ def test_a_server_exited_error_can_be_copied_and_pickled(duplicate):
     assert other.__notes__ == error.__notes__ == ["the server's stderr ended with:\na\nb\n", "more"]
     other.add_note("of the copy")
     assert "of the copy" not in error.__notes__
+    assert str(duplicate(ServerExitedError(0))) == "the server exited with status 0"
 
 
 @pytest.mark.parametrize(

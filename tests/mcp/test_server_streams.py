@@ -887,3 +887,26 @@ def write(pipe):
         while True:  # whole lines, so that the test can count them
             assert os.write(pipe.other_end, wire) == len(wire)
     return True
+
+
+async def test_a_send_to_a_full_pipe_that_is_cancelled_writes_nothing():
+    async with writing() as (pipe, _tg):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(pipe.descriptor, b"\n" * CHUNK_BYTES)
+        with anyio.move_on_after(0) as scope:
+            await pipe.stream.send(message(1))
+        assert scope.cancelled_caught
+        while unread(pipe.other_end):
+            assert not os.read(pipe.other_end, CHUNK_BYTES).strip()
+        await pipe.stream.send(message(2))
+        pipe.received = b""
+        assert await pipe.numbers(1) == [2]
+
+
+async def test_a_sender_that_wakes_up_after_the_pipe_was_shut_does_not_write():
+    async with writing() as (pipe, _tg):
+        pipe.stream.shut()
+        with pytest.raises(anyio.ClosedResourceError):
+            pipe.stream._write(memoryview(b"x"))
+        assert not unread(pipe.other_end)

@@ -493,3 +493,25 @@ anyio.run(main)
     command = [sys.executable, "-X", "dev", "-X", "warn_default_encoding", "-W", "error", "-c", code]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "hello\n")
+
+
+async def test_the_rest_of_stderr_is_read_in_a_limited_number_of_chunks(monkeypatch):
+    """A child process of the server can continue to write."""
+    monkeypatch.setattr(_stderr, "LAST_CHUNKS", 2)
+    monkeypatch.setattr(_stderr, "CHUNK_BYTES", 3)
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end), os.fdopen(write_end, "wb", 0) as file:
+        tail = StderrTail()
+        pipe = _stderr.StderrPipe(read_end, tail, ErrorLogWriter("a server", None))
+        file.write(b"0123456789")
+        pipe.read_rest()
+        assert str(tail) == "012345"
+
+
+def test_an_errlog_that_cannot_encode_the_replacement_either_raises():
+    class Refusing:
+        def write(self, text):
+            raise UnicodeEncodeError("refusing", text, 0, 1, "refused")
+
+    with pytest.raises(UnicodeEncodeError):
+        _stderr._write_replacing(Refusing(), "a")

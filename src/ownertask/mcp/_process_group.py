@@ -152,20 +152,20 @@ class ProcessGroup:
         """
         if not self.is_over:
             self.is_over = True
-            has_exited = self._pidfd is not None and self._pidfd.has_exited()
-            if not (has_exited and self.may_outlive_leader):
+            if not (self._has_exited() and self.may_outlive_leader):
                 self.send_signal(signal.SIGKILL)
-            if self._pidfd is not None:
-                self._pidfd.has_exited(within=REAP_TIMEOUT)
+            self._has_exited(within=REAP_TIMEOUT)
         status = None if self._pidfd is None else self._peek()
-        for pipe in (self.leader.stdin, self.leader.stdout, self.leader.stderr):
-            if pipe is not None:
-                pipe.close()
-        self.leader.poll()
+        for pipe in filter(None, (self.leader.stdin, self.leader.stdout, self.leader.stderr)):
+            pipe.close()
+        self._is_reaped = self.leader.poll() is not None or self._is_reaped
         if self._pidfd is not None:
             self._pidfd.close()  # a task of a closed event loop may still refer to it
             self._pidfd = None
         return status
+
+    def _has_exited(self, *, within: float = 0.0) -> bool:
+        return self._pidfd is not None and self._pidfd.has_exited(within)
 
 
 class _Pidfd:
@@ -186,9 +186,9 @@ class _Pidfd:
         return bool(poller.poll(within * 1000))
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None  # another thread may close it, too
+        if descriptor is not None:
+            os.close(descriptor)
 
     def __del__(self) -> None:
         self.close()

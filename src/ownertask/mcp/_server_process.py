@@ -103,10 +103,11 @@ async def server_process(  # noqa: PLR0913 - the options of the manager
                 if is_in_loop():
                     await server.end(bounds)
     finally:
-        if not is_in_loop():
-            leftover.end()
-        elif leftover.forget():
+        if is_in_loop():
+            leftover.forget()
             _release(group, record, errlog)
+        else:
+            leftover.end()
 
 
 def _end_left_behind(
@@ -222,10 +223,10 @@ class _Server:
         self._report(reason)
 
     def _report(self, reason: Exception) -> None:
-        if not self._reported.is_set():
-            if not self._group.is_over:  # otherwise the interpreter is exiting
-                self._on_lost(reason)
-            self._reported.set()
+        # If the group is over, the interpreter is exiting.
+        if not self._reported.is_set() and not self._group.is_over:
+            self._on_lost(reason)
+        self._reported.set()
 
     async def end(self, bounds: Bounds) -> None:
         """Ends the server. If the caller is cancelled, ends it faster."""
