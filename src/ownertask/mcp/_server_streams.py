@@ -249,20 +249,22 @@ class ServerWriteStream(BaseStream):
         message, another task continues.
         """
         rest = data
-        is_handed_over = False
         try:
             while rest := self._write(rest):
                 await wait_writable(self._descriptor)
-        except BrokenPipeError:
-            return False
         except self._cancelled_type:
             if (is_begun or len(rest) < len(data)) and not self._is_shut:
-                is_handed_over = True
-                self._start_soon(partial(self._finish, rest))
-            raise
-        finally:
-            if not is_handed_over:
+                self._start_soon(partial(self._finish, rest))  # keeps the turn
+            else:
                 self._turn.release()
+            raise
+        except BrokenPipeError:
+            self._turn.release()
+            return False
+        except BaseException:
+            self._turn.release()
+            raise
+        self._turn.release()
         return True
 
     async def _finish(self, rest: memoryview) -> None:
