@@ -910,3 +910,21 @@ async def test_a_sender_that_wakes_up_after_the_pipe_was_shut_does_not_write():
         with pytest.raises(anyio.ClosedResourceError):
             pipe.stream._write(memoryview(b"x"))
         assert not unread(pipe.other_end)
+
+
+async def test_a_message_reaches_a_server_that_is_blocked_in_a_write_when_it_is_stopped():
+    """Its output must be discarded first. Otherwise it never reads its stdin."""
+    code = (
+        "import os, sys\n"
+        "os.write(1, b'x' * 1_000_000)\n"
+        "print(len(sys.stdin.readline()), file=sys.stderr)"
+    )
+    manager = StdioConnectionManager(python_server(code), flush_timeout=None, exit_timeout=None)
+    _, writer = await manager.start()
+    item = message(1, "x" * BIG)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(writer.send, item)
+        await anyio.wait_all_tasks_blocked()
+        await manager.stop()
+    assert manager.returncode == 0
+    assert manager.stderr_tail == f"{len(_sdk.message_to_json(item)) + 1}\n"
