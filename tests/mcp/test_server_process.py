@@ -711,7 +711,7 @@ anyio.run(main, backend={anyio_backend_name!r})
 
 @slow
 @only_linux
-async def test_S8_nobody_is_signalled_if_another_process_has_the_id_of_the_leader(
+async def test_S8_nobody_is_signaled_if_another_process_has_the_id_of_the_leader(
     family, monkeypatch, tmp_path
 ):
     """A fake /proc contains the id, as if a process had got it after the status was taken."""
@@ -767,7 +767,7 @@ async def test_without_pidfds_the_rest_of_the_group_is_killed(family, without_pi
 async def test_S3_the_group_is_killed_at_once_if_its_members_cannot_be_listed(
     family, monkeypatch, tmp_path, lacks, is_taken
 ):
-    """If the status was taken, too, nothing can be signalled safely. Everything else is cleaned up."""
+    """If the status was taken, too, nothing can be signaled safely. Everything else is cleaned up."""
     child = "ignore_sigterm(); join('child'); time.sleep(600)"
     server = family.server(f"join('server'); start({child!r}); sys.stdin.read(); os._exit(0)")
     manager = StdioConnectionManager(server, terminate_timeout=None)

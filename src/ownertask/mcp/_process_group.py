@@ -47,13 +47,13 @@ class ProcessGroup:
         self.is_over = False
         self._keep_children = keep_children
         self._pidfd = _pidfd_of(leader.pid)
-        self._was_signalled = False
+        self._was_signaled = False
         self._is_reaped = False  # by other code, or because this process ignores SIGCHLD
 
     @property
     def may_outlive_leader(self) -> bool:
         """`True` if the rest of the group is left alone."""
-        return self._keep_children and not self._was_signalled
+        return self._keep_children and not self._was_signaled
 
     async def leader_exited(self) -> int | None:
         """Waits until the leader exits.
@@ -87,7 +87,7 @@ class ProcessGroup:
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to every process of the group."""
-        self._was_signalled = True
+        self._was_signaled = True
         if self._pidfd is not None:
             self._peek()
         if not self._is_reaped:

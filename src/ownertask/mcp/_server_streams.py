@@ -33,7 +33,7 @@ from anyio.lowlevel import checkpoint
 from typing_extensions import TypeAliasType, override
 
 from . import _sdk
-from .streams import BaseReadStream, BaseStream
+from ._base_streams import BaseReadStream, BaseStream
 
 if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage

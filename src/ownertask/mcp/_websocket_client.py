@@ -27,7 +27,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.version import version as library_version
 
 from . import _sdk
-from .streams import BaseReadStream, BaseStream, TransportStreams
+from ._base_streams import BaseReadStream, BaseStream
+from .streams import TransportStreams
 
 if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage

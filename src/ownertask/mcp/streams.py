@@ -4,7 +4,6 @@ When the peer dies, the SDK's transports end the read stream but stay open. The 
 stream detects this, so no extra task watches the connection and no message is copied.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage
 
 __all__ = [
-    "BaseReadStream",
-    "BaseStream",
     "TransportStreams",
     "checked_streams",
     "watched",
@@ -98,54 +95,6 @@ def _each(first: Callable[P, object], second: Callable[P, object]) -> Callable[P
         second(*args, **kwargs)
 
     return call_each
-
-
-class BaseStream:
-    """The base class of the streams that ownertask's own transports yield.
-
-    Attributes:
-        is_closed: Whether further calls raise `ClosedResourceError`.
-    """
-
-    is_closed = False
-
-    def close(self) -> None:
-        """Refuses further calls."""
-        self.is_closed = True
-
-    async def aclose(self) -> None:
-        """Refuses further calls."""
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class BaseReadStream(BaseStream, ABC):
-    """A stream of messages."""
-
-    last_context = None  # the SDK looks it up with each message
-
-    @abstractmethod
-    async def receive(self) -> "SessionMessage | Exception":
-        """Returns the next message."""
-
-    async def __anext__(self) -> "SessionMessage | Exception":
-        try:
-            return await self.receive()
-        except EndOfStream:
-            raise StopAsyncIteration from None
-
-    def __aiter__(self) -> Self:
-        return self
 
 
 class _Closable(Protocol):
