@@ -18,7 +18,7 @@ import anyio
 import pytest
 from conftest import eager_event_loop
 from mcp import StdioServerParameters
-from servers import TINY, python_server
+from servers import HERE, TINY, python_server
 
 from ownertask import ConnectionLostError, ConnectionState, _leftovers
 from ownertask._leftovers import Leftover, _left, end_leftovers
@@ -694,3 +694,31 @@ def test_an_abandoned_process_is_not_created():
     spawning.run()
     assert spawning.group is None
     assert not spawning.end_left_behind("tiny")
+
+
+def test_S5_a_function_that_was_registered_with_atexit_can_still_stop_the_manager():
+    """Even before the first start: weakref's own function, which runs at exit, would run before it."""
+    code = (
+        "import atexit, sys\n"
+        "from anyio.from_thread import start_blocking_portal\n"
+        "from ownertask.mcp import StdioConnectionManager\n"
+        "from servers import TINY\n"
+        "def close():\n"
+        "    portal.call(manager.stop)\n"
+        "    context.__exit__(None, None, None)\n"
+        "    print(manager.state.value, manager.returncode)\n"
+        "atexit.register(close)\n"
+        "context = start_blocking_portal()\n"
+        "portal = context.__enter__()\n"
+        "manager = StdioConnectionManager(TINY)\n"
+        "portal.call(manager.start)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code],
+        check=False,
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("closed 0\n", "")
