@@ -1424,3 +1424,15 @@ async def test_ten_servers_start_concurrently(monkeypatch):
         for manager in managers:
             tg.start_soon(manager.stop)
     assert [manager.returncode for manager in managers] == [0] * 10
+
+
+async def test_S8_a_server_that_other_code_reaped_before_a_pidfd_was_opened(monkeypatch):
+    """Its id may be in use again, so nobody is signaled."""
+    process = subprocess.Popen(["false"], stdin=subprocess.PIPE)  # noqa: ASYNC220 - ends at once
+    os.waitpid(process.pid, 0)  # noqa: ASYNC222
+    group = _process_group.ProcessGroup(process, keep_children=False)
+    monkeypatch.setattr(os, "killpg", pytest.fail)
+    assert await group.leader_exited() is None
+    assert await group.leader_exited() is None
+    group.send_signal(signal.SIGKILL)
+    assert group.close() is None

@@ -12,6 +12,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
+from threading import Lock
 from typing import Final
 
 from anyio import wait_readable
@@ -48,6 +49,8 @@ class ProcessGroup:
         self._keep_children = keep_children
         self._pidfd = _pidfd_of(leader.pid)
         self._was_signaled = False
+        self._status: int | None = None
+        self._reaping = Lock()
         self._is_reaped = False  # by other code, or because this process ignores SIGCHLD
 
     @property
@@ -78,12 +81,17 @@ class ProcessGroup:
             return None
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
-    def _reap_and_kill_rest(self) -> int:
-        status = self.leader.wait()
-        self._is_reaped = True
-        if not self.may_outlive_leader:
-            self._kill(signal.SIGKILL)
-        return status
+    def _reap_and_kill_rest(self) -> int | None:
+        with self._reaping:  # a task that was cancelled left its thread alone, and calls this again
+            if not self._is_reaped:
+                with suppress(
+                    ChildProcessError
+                ):  # other code took the status; the id may be in use again
+                    self._status = os.waitstatus_to_exitcode(os.waitpid(self.id, 0)[1])
+                    if not self.may_outlive_leader:
+                        self._kill(signal.SIGKILL)
+                self._is_reaped = True
+        return self._status
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to every process of the group."""
