@@ -78,7 +78,7 @@ class Stubborn:
         await reader.receive()
 
     def is_gone(self, within=10):
-        # poll() also reports the end of a pipe that a process has opened and closed.
+        # poll() also reports a pipe whose writing end has been closed.
         poller = select.poll()
         poller.register(self.end, 0)
         return bool(poller.poll(within * 1000))
