@@ -318,36 +318,37 @@ def test_a_server_exited_error_can_be_copied_and_pickled(duplicate):
 
 
 @pytest.mark.parametrize(
-    ("closes", "kind", "text"),
-    [
-        (1, EOFError, "the server closed its stdout"),
-        (0, BrokenPipeError, "the server closed its stdin"),
-    ],
+    ("closes", "exits"),
+    [([0], False), ([1], False), ([0], True), ([1], True), ([0, 1], True), ([1, 0], True)],
 )
-@pytest.mark.parametrize("exits", [False, True])
-async def test_S1_a_server_that_closes_a_pipe_is_lost(family, monkeypatch, closes, kind, text, exits):
+async def test_S1_a_server_that_closes_a_pipe_is_lost(family, monkeypatch, closes, exits):
     """If it also exits soon, the status is the reason."""
     if exits:
         monkeypatch.setattr(_server_process, "STATUS_GRACE", 30)
     manager = StdioConnectionManager(family.server("join('server'); time.sleep(600)"), **SHORT)
     reader, writer = await manager.start()
     member = await family.member("server")
-    member.run(f"os.close({closes}); connection.sendall(b'closed')")
-    await anyio.wait_readable(member.connection)
-    assert member.connection.recv(6) == b"closed"
-    assert manager.state is ConnectionState.OPEN
     async with anyio.create_task_group() as tg:
-        if closes == 1:
-            tg.start_soon(expect, anyio.EndOfStream, reader.receive)
-        else:
-            tg.start_soon(expect, anyio.BrokenResourceError, writer.send, a_message())
-        await anyio.wait_all_tasks_blocked()
+        for descriptor in closes:
+            member.run(f"os.close({descriptor}); connection.sendall(b'closed')")
+            await anyio.wait_readable(member.connection)
+            assert member.connection.recv(6) == b"closed"
+            assert manager.state is ConnectionState.OPEN
+            if descriptor == 1:
+                tg.start_soon(expect, anyio.EndOfStream, reader.receive)
+            else:
+                tg.start_soon(expect, anyio.BrokenResourceError, writer.send, a_message())
+            await anyio.wait_all_tasks_blocked()
         if exits:
             assert manager.state is ConnectionState.OPEN
             member.run("os._exit(3)")
         error = await lost(manager)
     if exits:
         kind, text = ServerExitedError, "the server exited with status 3"
+    elif closes == [1]:
+        kind, text = EOFError, "the server closed its stdout"
+    else:
+        kind, text = BrokenPipeError, "the server closed its stdin"
     assert type(error.__cause__) is kind
     assert str(error.__cause__) == text
     assert text in str(error)
