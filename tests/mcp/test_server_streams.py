@@ -166,6 +166,7 @@ async def cancel_after(turns, scope):
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1", "shift_jis"]
 )
+@pytest.mark.within(30)
 async def test_S7_a_message_may_be_split_at_any_byte(encoding):
     data = "é" if encoding == "latin-1" else "あ"
     wire = f"{text_of(1, data)}\r\n\n{text_of(2, data)}\n".encode(encoding)
