@@ -438,8 +438,12 @@ async def test_a_silent_server_needs_no_thread():
         ("logging.StreamHandler()", "by os._exit()"),
     ],
 )
-@pytest.mark.parametrize("target", ["a pipe", "sys.stderr", "sys.stderr by default"])
-def test_S4_the_interpreter_exits_although_errlog_is_stuck(log_handler, exits, target):
+@pytest.mark.parametrize(
+    "errlog",
+    ["os.fdopen(os.pipe()[1], 'w', encoding='utf-8')", "sys.stdout", "sys.stderr", "None"],
+    ids=["a pipe", "stdout", "stderr", "stderr by default"],
+)
+def test_S4_the_interpreter_exits_although_errlog_is_stuck(log_handler, exits, errlog):
     code = f"""
 import asyncio, logging, os, sys
 from mcp import StdioServerParameters
@@ -447,12 +451,7 @@ from ownertask.mcp import StdioConnectionManager
 logging.getLogger("ownertask").addHandler({log_handler})
 code = "import os, sys; os.write(2, b'a' * 300_000); print('written', flush=True); sys.stdin.read()"
 server = StdioServerParameters(command=sys.executable, args=["-c", code])
-reading, writing = os.pipe()
-if {target == "a pipe"}:
-    errlog = os.fdopen(writing, "w", encoding="utf-8")
-else:
-    errlog = {"sys.stderr" if target == "sys.stderr" else None}
-manager = StdioConnectionManager(server, errlog)
+manager = StdioConnectionManager(server, {errlog})
 async def main():
     reader, _ = await manager.start()
     await reader.receive()
@@ -467,13 +466,39 @@ loop.run_until_complete(main())
 loop.close()
 sys.exit(3)
 """
-    # Nobody reads its stderr while it runs.
-    program = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    # Nobody reads its output while it runs. Usually, Python buffers that.
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
     with program:
         try:
             assert program.wait(30) == 3
         finally:
             program.kill()
+
+
+@pytest.mark.parametrize("stream", ["__stdout__", "__stderr__"])
+async def test_S4_a_standard_stream_is_written_to_past_its_buffer(stream, monkeypatch, tmp_path):
+    path = tmp_path / "output"
+    with path.open("w", encoding="shift_jis", errors="backslashreplace") as standard:
+        monkeypatch.setattr(sys, stream, standard)
+        standard.write("buffered")
+        writer = ErrorLogWriter("a server", standard)
+        writer.write("あ€".encode())
+        await writer.aclose()
+        assert path.read_bytes() == "あ".encode("shift_jis") + rb"\u20ac"
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_S4_a_standard_stream_without_a_descriptor_is_used_as_it_is(is_closed, monkeypatch):
+    standard = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    if is_closed:
+        standard.close()
+    monkeypatch.setattr(sys, "__stderr__", standard)
+    assert ErrorLogWriter("a server", standard)._errlog is standard
 
 
 @pytest.mark.parametrize("end", ["await manager.stop()", "", "raise SystemExit"])

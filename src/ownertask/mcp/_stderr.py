@@ -5,7 +5,9 @@ stderr would block.
 """
 
 import codecs
+import io
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -104,7 +106,7 @@ class ErrorLogWriter:
             errlog: Receives the text. `None` discards it.
         """
         self._name = name
-        self._errlog = errlog
+        self._errlog = _with_own_buffer(errlog)
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._lock = RLock()  # the garbage collector may call end_soon() at any point
         self._waiting = 0
@@ -186,6 +188,21 @@ class ErrorLogWriter:
                 self._has_failed = True
                 message = "%s: writing the server's stderr to errlog failed; later errors are not logged"
                 log(WARNING, message, self._name, exc_info=error)
+
+
+def _with_own_buffer(errlog: ErrorLog | None) -> ErrorLog | None:
+    """Returns a stream with a buffer of its own if `errlog` is one of Python's standard streams.
+
+    Python flushes these when it exits. As long as a write blocks, it holds the lock of the buffer, and
+    the exit would wait for that lock forever, or end with a fatal error.
+    """
+    if type(errlog) is not io.TextIOWrapper or errlog not in {sys.__stdout__, sys.__stderr__}:
+        return errlog
+    try:
+        descriptor = errlog.fileno()
+    except ValueError:  # it was closed
+        return errlog
+    return open(descriptor, "w", encoding=errlog.encoding, errors=errlog.errors, closefd=False)
 
 
 def _write_replacing(errlog: ErrorLog, text: str) -> None:
