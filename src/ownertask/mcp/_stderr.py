@@ -191,7 +191,7 @@ class ErrorLogWriter:
 
 
 def _with_own_buffer(errlog: ErrorLog | None) -> ErrorLog | None:
-    """Returns a stream with a buffer of its own if `errlog` is one of Python's standard streams.
+    """Returns a stream with a separate buffer if `errlog` is one of Python's standard streams.
 
     Python flushes these when it exits. As long as a write blocks, it holds the lock of the buffer, and
     the exit would wait for that lock forever, or end with a fatal error.
