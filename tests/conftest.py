@@ -14,6 +14,7 @@ from weakref import ref
 
 import anyio
 import pytest
+from garbage import collect_silently
 
 from ownertask import _backend, _owner
 
@@ -102,13 +103,28 @@ def resources():
     return found
 
 
+def may_leave_garbage(item):
+    return any("Unraisable" in mark.args[0] for mark in item.iter_markers("filterwarnings"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item):
+    """Collects the garbage of a test when nothing refers to it any more, such as a captured log record.
+
+    Otherwise another test would collect it, and fail because of its exceptions.
+    """
+    result = yield
+    if may_leave_garbage(item):
+        collect_silently()
+    return result
+
+
 @pytest.fixture(autouse=True)
-def _no_resource_is_left(request):
+def _no_resource_is_left():
     before = resources()
     yield
-    # Garbage does not count as left behind. If collecting it may warn, the warning belongs to this test.
-    may_warn = any("Unraisable" in mark.args[0] for mark in request.node.iter_markers("filterwarnings"))
-    if may_warn or resources() - before:
+    # Garbage does not count as left behind.
+    if resources() - before:
         gc.collect()
         for thread in threading.enumerate():
             if thread.name == "AnyIO worker thread":  # anyio tells them to end, but does not wait

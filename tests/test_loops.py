@@ -18,6 +18,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from conftest import BACKENDS
+from garbage import collect, collect_silently
 from probe import Probe, raises
 
 from ownertask import (
@@ -354,21 +355,6 @@ async def forever():
             await asyncio.get_running_loop().create_future()
 
 
-def collect():
-    """Collects all garbage, and also the tasks in closed loops that only anyio refers to.
-
-    anyio keeps a task in a dictionary with weak keys. If the task never exits its cancel scope, the
-    value refers to the task, so anyio keeps the task, its loop, and everything in them.
-    """
-    from anyio._backends._asyncio import _task_states
-
-    for task in [task for task in _task_states if task.get_loop().is_closed()]:
-        del _task_states[task]
-    task = None
-    for _ in range(3):
-        gc.collect()
-
-
 def new_loop(options):
     loop = options.get("loop_factory", asyncio.new_event_loop)()
     loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
@@ -381,7 +367,7 @@ def unraisable(monkeypatch):
 
     Collections pass over all that is older than the test, which makes them fast.
     """
-    gc.collect()
+    collect_silently()
     gc.freeze()
     found = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: found.append(repr(args.exc_value)))
