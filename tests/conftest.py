@@ -97,9 +97,12 @@ def resources():
         for descriptor in Path("/proc/self/fd").iterdir():
             with suppress(FileNotFoundError):  # the descriptor that iterdir() used
                 found.add(f"descriptor {descriptor.name} {descriptor.readlink()}")
-        for children in Path("/proc/self/task").glob("*/children"):
+        # If a thread ends, its children become those of the main thread, which is therefore read last.
+        for task in sorted(
+            Path("/proc/self/task").iterdir(), key=lambda task: int(task.name) == os.getpid()
+        ):
             with suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
-                found |= {f"process {child}" for child in children.read_text().split()}
+                found |= {f"process {child}" for child in (task / "children").read_text().split()}
     return found
 
 
