@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -29,31 +28,23 @@ from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 backend, phase = sys.argv[1:]
 
 
-def tell_of_the_server():
+def tell(process_id):
     if backend == "trio" and phase != "lingering":
-        threading.Thread(target=tell_when_at_rest).start()
+        threading.Thread(target=tell_when_at_rest, args=[process_id]).start()
     else:
-        print(server(), flush=True)
+        print(process_id, flush=True)
 
 
-def tell_when_at_rest():
-    process_id = server()
+def tell_when_at_rest(process_id):
     wait_until_the_event_loop_rests()
     print(process_id, flush=True)
-
-
-def server():
-    # trio starts a process in a thread, and Linux lists it as a child of that thread.
-    files = Path("/proc/self/task").glob("*/children")
-    (process_id,) = (child for file in files for child in file.read_text().split())
-    return process_id
 
 
 class Announced(StdioConnectionManager):
     @asynccontextmanager
     async def open_connection(self):
         async with super().open_connection() as streams:
-            tell_of_the_server()
+            tell(self.pid)
             yield streams
 
 
@@ -86,9 +77,13 @@ def wait_until_the_event_loop_rests():
 
 
 class TellWhenClosing(logging.Handler):
+    def __init__(self, transport):
+        super().__init__()
+        self.transport = transport
+
     def emit(self, record):
         if record.getMessage().endswith("open -> closing"):
-            tell_of_the_server()
+            tell(self.transport.pid)
 
 
 def tell_of_interrupts():
@@ -113,7 +108,7 @@ async def main():
         manager = SessionConnectionManager(transport(STUBBORN))
         await manager.start()
         logger = logging.getLogger("ownertask")
-        logger.addHandler(TellWhenClosing())
+        logger.addHandler(TellWhenClosing(manager.transport))
         logger.setLevel(logging.DEBUG)
         await manager.stop()
 
