@@ -112,9 +112,9 @@ def may_leave_garbage(item):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item):
-    """Collects the garbage of a test when nothing refers to it any more, such as a captured log record.
+    """Collects the test's garbage after pytest has dropped the log records, which may refer to it.
 
-    Otherwise another test would collect it, and fail because of its exceptions.
+    Otherwise a later test would collect it, and fail because of the exceptions that this causes.
     """
     result = yield
     if may_leave_garbage(item):

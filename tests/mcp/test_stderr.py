@@ -440,17 +440,25 @@ async def test_a_silent_server_needs_no_thread():
 )
 @pytest.mark.parametrize(
     "errlog",
-    ["os.fdopen(os.pipe()[1], 'w', encoding='utf-8')", "sys.stdout", "sys.stderr", "None"],
-    ids=["a pipe", "stdout", "stderr", "stderr by default"],
+    [
+        "os.fdopen(os.pipe()[1], 'w', encoding='utf-8')",
+        "sys.stdout",
+        "sys.stderr",
+        "None",
+        "wrapped_again",
+    ],
+    ids=["a pipe", "stdout", "stderr", "stderr by default", "stderr with another encoding"],
 )
 def test_S4_the_interpreter_exits_although_errlog_is_stuck(log_handler, exits, errlog):
     code = f"""
-import asyncio, logging, os, sys
+import asyncio, io, logging, os, sys
 from mcp import StdioServerParameters
 from ownertask.mcp import StdioConnectionManager
 logging.getLogger("ownertask").addHandler({log_handler})
 code = "import os, sys; os.write(2, b'a' * 300_000); print('written', flush=True); sys.stdin.read()"
 server = StdioServerParameters(command=sys.executable, args=["-c", code])
+if {errlog == "wrapped_again"}:
+    wrapped_again = sys.stderr = io.TextIOWrapper(sys.stderr.detach(), encoding="latin-1")
 manager = StdioConnectionManager(server, {errlog})
 async def main():
     reader, _ = await manager.start()
@@ -480,25 +488,26 @@ sys.exit(3)
             program.kill()
 
 
-@pytest.mark.parametrize("stream", ["__stdout__", "__stderr__"])
-async def test_S4_a_standard_stream_is_written_to_past_its_buffer(stream, monkeypatch, tmp_path):
-    path = tmp_path / "output"
-    with path.open("w", encoding="shift_jis", errors="backslashreplace") as standard:
-        monkeypatch.setattr(sys, stream, standard)
-        standard.write("buffered")
-        writer = ErrorLogWriter("a server", standard)
+@pytest.mark.parametrize("descriptor", [1, 2])
+async def test_S4_stdout_and_stderr_are_written_to_past_their_buffers(descriptor, capfdbinary):
+    options = {"encoding": "shift_jis", "errors": "backslashreplace", "closefd": False}
+    with os.fdopen(descriptor, "w", **options) as stream:
+        stream.write("buffered")
+        writer = ErrorLogWriter("a server", stream)
         writer.write("あ€".encode())
         await writer.aclose()
-        assert path.read_bytes() == "あ".encode("shift_jis") + rb"\u20ac"
+        assert capfdbinary.readouterr()[descriptor - 1] == "あ".encode("shift_jis") + rb"\u20ac"
+    assert capfdbinary.readouterr()[descriptor - 1] == b"buffered"
 
 
-@pytest.mark.parametrize("is_closed", [False, True])
-def test_S4_a_standard_stream_without_a_descriptor_is_used_as_it_is(is_closed, monkeypatch):
-    standard = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    if is_closed:
-        standard.close()
-    monkeypatch.setattr(sys, "__stderr__", standard)
-    assert ErrorLogWriter("a server", standard)._errlog is standard
+@pytest.mark.parametrize("state", ["open", "closed", "detached"])
+def test_S4_a_stream_without_a_descriptor_is_used_as_it_is(state):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    if state == "closed":
+        stream.close()
+    elif state == "detached":
+        stream.detach()
+    assert ErrorLogWriter("a server", stream)._errlog is stream
 
 
 @pytest.mark.parametrize("end", ["await manager.stop()", "", "raise SystemExit"])

@@ -7,7 +7,6 @@ stderr would block.
 import codecs
 import io
 import os
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -191,18 +190,16 @@ class ErrorLogWriter:
 
 
 def _with_own_buffer(errlog: ErrorLog | None) -> ErrorLog | None:
-    """Returns a stream with a separate buffer if `errlog` is one of Python's standard streams.
+    """Returns a stream with a separate buffer if `errlog` writes to the process's stdout or stderr.
 
-    Python flushes these when it exits. As long as a write blocks, it holds the lock of the buffer, and
-    the exit would wait for that lock forever, or end with a fatal error.
+    A blocked write holds the lock of its buffer. Python flushes the buffers of `sys.stdout` and
+    `sys.stderr` when it exits, so it would wait for that lock forever, or end with a fatal error.
     """
-    if type(errlog) is not io.TextIOWrapper or errlog not in {sys.__stdout__, sys.__stderr__}:
-        return errlog
-    try:
-        descriptor = errlog.fileno()
-    except ValueError:  # it was closed
-        return errlog
-    return open(descriptor, "w", encoding=errlog.encoding, errors=errlog.errors, closefd=False)
+    with suppress(ValueError):  # it is closed, or has no descriptor
+        if type(errlog) is io.TextIOWrapper and errlog.fileno() in {1, 2}:
+            encoding, errors = errlog.encoding, errlog.errors
+            return open(errlog.fileno(), "w", encoding=encoding, errors=errors, closefd=False)
+    return errlog
 
 
 def _write_replacing(errlog: ErrorLog, text: str) -> None:
