@@ -16,6 +16,7 @@ from .errors import (
     WrongEventLoopError,
 )
 from .manager import ConnectionManager
+from .start_timeout import pause_start_timeout
 from .state import ConnectionState
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "StartTimeoutError",
     "StopTimeoutError",
     "WrongEventLoopError",
+    "pause_start_timeout",
 ]
 
 __version__ = "0.1.0"

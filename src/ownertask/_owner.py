@@ -121,6 +121,7 @@ class Run(Generic[T]):
         starters: The number of `start()` calls that are waiting for this run.
         received: Whether a `start()` call has returned the connection.
         gave_up: Whether the owner task is still running `CANCEL_GRACE` seconds after it was cancelled.
+        was_open: Whether the connection was opened.
         cancelled_type: The exception that a cancelled task raises in this event loop.
     """
 
@@ -154,7 +155,7 @@ class Run(Generic[T]):
         self._loop = current_event_loop()
         self.cancelled_type = self._loop.cancelled_type
         self._wake_ups: set[Callable[[], object]] = set()
-        self._was_open = False
+        self.was_open = False
         self._stopped = False
         self._expired_timeout: float | None = None
         self._loss: Loss | None = None
@@ -176,8 +177,11 @@ class Run(Generic[T]):
         self._task = self._loop.start_task(
             self._own(), name=self.task_name, context=context, on_cancel=self._cancelled_outside
         )
-        if start_timeout is not None:
-            self._set_timer(start_timeout, lambda: self.expire(start_timeout))
+        self._start_timeout = start_timeout
+        self._time_left = start_timeout or 0.0
+        self._expires_at = inf
+        self._pauses = 1  # resume_start_timeout() starts the clock
+        self.resume_start_timeout()
 
     # Queries. The properties may be read in any thread.
 
@@ -238,6 +242,11 @@ class Run(Generic[T]):
         """The exception with which the run failed, or `None`."""
         failure = self._status[2]
         return None if failure is None else failure.exception
+
+    @property
+    def is_lost(self) -> bool:
+        """`True` if a loss was reported."""
+        return self._loss is not None
 
     @property
     def whereabouts(self) -> str:
@@ -358,6 +367,22 @@ class Run(Generic[T]):
             self._force_at = self._loop.time() + seconds
             self._set_timer(seconds, self._cancel)
 
+    def pause_start_timeout(self) -> None:
+        """Stops the clock of `start_timeout` until `resume_start_timeout()` is called as many times."""
+        self._pauses += 1
+        if self._pauses == 1 and self._timer is not None and self.state is OPENING:
+            self._timer.cancel()
+            self._time_left = max(0.0, self._expires_at - self._loop.time())
+
+    def resume_start_timeout(self) -> None:
+        """Starts the clock of `start_timeout` again with the time that was left, unless still paused."""
+        self._pauses -= 1
+        timeout = self._start_timeout
+        # After the attempt, the timer belongs to force_within() and _cancel().
+        if self._pauses == 0 and timeout is not None and self.state is OPENING:
+            self._expires_at = self._loop.time() + self._time_left
+            self._set_timer(self._time_left, lambda: self.expire(timeout))
+
     def expire(self, timeout: float) -> None:
         """Cancels the attempt to open the connection, because it has taken `timeout` seconds."""
         if self.state is OPENING:
@@ -381,15 +406,15 @@ class Run(Generic[T]):
         elif self._loss is not None and self._loss.cause is None:
             self._loss = self._loss._replace(cause=leaf(cause, self.cancelled_type))
 
-    def lose_from_any_thread(self, cause: BaseException | None) -> None:
-        """Calls `lose()`: immediately in the event loop of the run, otherwise soon.
+    def command_from_any_thread(self, command: Callable[[], object]) -> None:
+        """Calls a command of this run: immediately in its event loop, otherwise soon.
 
         In a signal handler, only `call_soon_threadsafe()` is safe. It also ends a loop's wait for I/O.
         """
         if self.is_in_this_loop() and not in_signal_handler():
-            self.lose(cause)
+            command()
         else:
-            self._loop.call_soon_threadsafe(lambda: self.lose(cause))
+            self._loop.call_soon_threadsafe(command)
 
     def add_fact(self, fact: str) -> None:
         """Stores a note for the exception with which this run may fail."""
@@ -431,7 +456,7 @@ class Run(Generic[T]):
     async def _own(self) -> None:
         self._coroutine = coroutine = self._hold()
         await self._loop.contain(coroutine, self.task_name)
-        while self._timer is not None:  # a concurrent stop() may set another timer
+        while self._timer is not None:  # stop() or the end of a pause may set another
             self._timer.cancel()
             self._timer = None
             for _ in range(3):  # on trio, a timer is a task, and three iterations start and end it
@@ -489,7 +514,7 @@ class Run(Generic[T]):
     def _publish(self, connection: T) -> None:
         if self.state is not OPENING:
             return  # stopped, lost or timed out in the iteration in which opening succeeded
-        self._was_open = True
+        self.was_open = True
         if self._timer is not None:
             self._timer.cancel()
         self._move(OPEN, connection=connection)
@@ -536,14 +561,14 @@ class Run(Generic[T]):
                 add_note(failure.exception, fact)
         if error is not None and failure is not None:
             is_cause = failure.has_cause(error)
-            phase = "opening" if not self._was_open else "open" if is_cause else "closing"
+            phase = "opening" if not self.was_open else "open" if is_cause else "closing"
             add_note(error, f"ownertask: raised by {self.name} while {phase}")
-            is_raised = failure.exception is error and not self._was_open and not self._stopped
+            is_raised = failure.exception is error and not self.was_open and not self._stopped
             if not is_cause and not is_raised:
                 log(WARNING, "%s: error while closing", self.name, exc_info=error)
         if failure is not None and failure.is_loss:
             if reported is not None and reported is not error:
-                phase = "open" if self._was_open else "opening"
+                phase = "open" if self.was_open else "opening"
                 add_note(reported, f"ownertask: raised by {self.name} while {phase}")
             log(DEBUG if loop_ends else WARNING, "%s", failure.exception, exc_info=failure.exception)
 
@@ -558,12 +583,12 @@ class Run(Generic[T]):
                 return None
             loss = Loss(CANCELLED_WHILE_OPENING, None)
         # While opening, a loss without a reason says less than the exception.
-        is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self._was_open)
+        is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self.was_open)
         if error is not None and is_bare:
             return Failure(error, is_ours=False)
         assert loss is not None
         if loss.cause is None and error is None and loop_ends:
-            loss = Loss(SHUT_DOWN.format("open" if self._was_open else "being opened"), None)
+            loss = Loss(SHUT_DOWN.format("open" if self.was_open else "being opened"), None)
         elif loss.cause is None:
             loss = Loss(loss.message, error)
         return Failure(self._loss_error(loss), is_ours=True)

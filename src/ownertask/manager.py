@@ -505,7 +505,7 @@ class ConnectionManager(ABC, Generic[T_co]):
             raise TypeError(f"exc must be an exception or None, not {type(exc).__name__}")
         run = self._life.run_of_caller()
         if run is not None and run.is_alive:
-            run.lose_from_any_thread(exc)
+            run.command_from_any_thread(lambda: run.lose(exc))
 
     def _add_fact(self, fact: str) -> None:
         """Stores a note for the exception with which this run may fail. For transports."""

@@ -83,7 +83,7 @@ MUTANTS = [
             "            if"
         ),
         (
-            "            if run._was_open:\n"
+            "            if run.was_open:\n"
             "                run.received = True\n"
             "                return run._status[1]\n"
             "            if"
@@ -161,7 +161,7 @@ MUTANTS = [
     Mutant(
         "the start_timeout is ignored",
         "_owner.py",
-        "            self._set_timer(start_timeout, lambda: self.expire(start_timeout))\n",
+        "            self._set_timer(self._time_left, lambda: self.expire(timeout))\n",
         "            pass\n",
     ),
     Mutant(
@@ -331,8 +331,8 @@ MUTANTS = [
     Mutant(
         "the consequence of a loss while opening is raised instead of its reason",
         "_owner.py",
-        "        is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self._was_open)\n",
-        "        is_bare = loss is None or not self._was_open\n",
+        "        is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self.was_open)\n",
+        "        is_bare = loss is None or not self.was_open\n",
     ),
     Mutant(
         "a start() that runs out of time does not fail its attempt",

@@ -610,7 +610,7 @@ async def check_end(world, records):
     causes = [error.__cause__ for error in logged]
     for run in world.runs:
         error = run.exception
-        was_logged = error is None or not run._was_open or any(error is seen for seen in logged)
+        was_logged = error is None or not run.was_open or any(error is seen for seen in logged)
         world.check("8: an error was not logged", was_logged)
     for error in manager.errors:
         seen = any(error is other or is_inside(error, other) for other in [*logged, *causes])
