@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import mcp
@@ -326,6 +326,30 @@ async def test_F22_a_call_cancelled_in_the_tick_of_its_response_does_not_end_the
     assert manager.state is ConnectionState.OPEN
     await manager.stop()
     assert manager.exception is None
+
+
+@kinds
+async def test_F22_a_call_whose_response_arrives_while_the_connection_is_closed_ends(kind, server):
+    """The session may be cancelled at any step of the delivery, and the order on trio is random."""
+    for steps in [*range(6)] * 3:
+        manager = on(kind, server)
+        session = await manager.start()
+        ended = anyio.Event()
+
+        async def call(session=session, ended=ended):
+            with suppress(ERROR):
+                await session.call_tool("anything", {})
+            ended.set()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(call)
+            request = await server.next_request()
+            server.answer(request, content=[])
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            await manager.stop(timeout=0)
+            with anyio.fail_after(3):
+                await ended.wait()
 
 
 @kinds

@@ -179,7 +179,7 @@ async def test_a_binary_message_closes_the_connection_with_code_1003():
 @pytest.mark.parametrize(
     ("code", "is_plain"), [(1000, True), (1001, True), (1008, False), (1011, False), (4000, False)]
 )
-async def test_P2_a_close_code_other_than_1000_or_1001_is_the_cause_of_the_lost_connection(
+async def test_P2_a_close_code_that_reports_an_error_is_the_cause_of_the_lost_connection(
     code, is_plain, is_read
 ):
     """The close is detected with and without a reader."""
@@ -205,6 +205,24 @@ async def test_P2_a_close_code_other_than_1000_or_1001_is_the_cause_of_the_lost_
     [note] = error.__notes__
     assert re.fullmatch(rf"the WebSocket closed: received {code} .* the reason; .*", note)
     assert manager.state is ConnectionState.FAILED
+
+
+async def test_P2_a_close_frame_without_a_code_is_a_normal_end():
+    def handler(websocket):
+        websocket.recv()
+        with websocket.protocol_mutex:
+            websocket.protocol.send_close()
+            websocket.send_data()
+
+    with websocket_server(handler) as url:
+        manager = manager_of(url)
+        read_stream, write_stream = await manager.start()
+        await write_stream.send(message(PING))
+        with pytest.raises(EndOfStream):
+            await read_stream.receive()
+        error = await lost(manager)
+    assert error.__cause__ is None
+    assert error.__notes__[0].startswith("the WebSocket closed: received 1005 (no status ")
 
 
 @pytest.mark.skipif(LIBRARY < (14, 2), reason="below 14.2, websockets drops unread messages at the end")

@@ -9,12 +9,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TextIO, cast
 
-from anyio import BrokenResourceError, CancelScope, ClosedResourceError, WouldBlock
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, Lock, WouldBlock
+from anyio.lowlevel import checkpoint
 from mcp import ClientSession, StdioServerParameters, stdio_client, types
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared import _httpx_utils
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import CONNECTION_CLOSED, ErrorData, JSONRPCError
 
@@ -23,19 +26,22 @@ if TYPE_CHECKING:
 
     import httpx2 as http
     from mcp import Client
-    from mcp.client._transport import TransportStreams
+    from mcp.client._transport import TransportStreams, WriteStream
     from mcp.shared._httpx_utils import McpHttpClientFactory
     from mcp.shared.message import SessionMessage
 
 __all__ = [
-    "FORGETS_BROKEN_RESPONSES",
+    "FOLLOWS_ALL_REDIRECTS",
     "HAS_CLIENT",
+    "SESSION_TERMINATED",
+    "MCPError",
     "check_options",
     "client_type",
     "create_mcp_http_client",
     "http",
     "message_from_json",
     "message_to_json",
+    "next_request_within_origin",
     "open_session",
     "sse_streams",
     "stdio_streams",
@@ -44,9 +50,13 @@ __all__ = [
 
 SDK_VERSION: Final = version("mcp")
 HAS_CLIENT: Final = int(SDK_VERSION.partition(".")[0]) >= 2
-FORGETS_BROKEN_RESPONSES: Final = not HAS_CLIENT
-"""`True` if a call waits forever after its streamed response breaks off."""
+FOLLOWS_ALL_REDIRECTS: Final = not hasattr(_httpx_utils, "next_request_within_origin")
+"""`True` if the HTTP client follows redirects before the SDK sees them, even to another origin."""
 
+SESSION_TERMINATED: Final = -32600 if HAS_CLIENT else 32600
+"""The code of the SDK's error *Session terminated*."""
+
+MCPError: Final = import_module("mcp").MCPError if HAS_CLIENT else import_module("mcp").McpError
 if not TYPE_CHECKING:
     http = import_module("httpx2" if HAS_CLIENT else "httpx")
 
@@ -124,10 +134,20 @@ def _guarded(session: ClientSession, on_crash: Callable[[Exception], object]) ->
     methods: Any = session
     handle_response, handle_incoming = methods._handle_response, methods._handle_incoming
 
-    async def handle_response_guarded(message: object) -> None:
-        # The caller was cancelled while the response was delivered.
-        with suppress(BrokenResourceError, ClosedResourceError):
+    async def handle_response_guarded(message: "SessionMessage") -> None:
+        response: Any = message.message
+        response_id = methods._normalize_request_id(response.root.id)
+        waiting: dict[str | int, Any] = methods._response_streams
+        stream = waiting.get(response_id)
+        try:
             await handle_response(message)
+        except (BrokenResourceError, ClosedResourceError):
+            pass  # the caller was cancelled while the response was delivered
+        except BaseException:
+            # The session was cancelled while the response was delivered. _end_calls() will end the call.
+            if stream is not None:
+                waiting[response_id] = stream
+            raise
 
     async def handle_incoming_guarded(message: object) -> None:
         try:
@@ -198,7 +218,46 @@ async def streamable_http_streams(
     async with streamable_http_client(url, http_client=http_client, **options) as all_streams:
         streams = (all_streams[0], all_streams[1])
         async with _closing(streams):
-            yield streams
+            yield streams if HAS_CLIENT else (streams[0], _SpacedWriteStream(streams[1]))
+
+
+class _SpacedWriteStream:
+    """Wraps the write stream of the streamable HTTP transport of 1.x.
+
+    For each call, the transport starts a task. If it receives the next call before that task runs, which
+    happens on trio, it sends the next call twice and never sends the first one.
+    """
+
+    def __init__(self, stream: "WriteStream[SessionMessage]") -> None:
+        self._stream = stream
+        self._lock = Lock()
+
+    async def send(self, item: "SessionMessage", /) -> None:
+        async with self._lock:
+            await self._stream.send(item)
+            with CancelScope(shield=True):
+                for _ in range(3):  # the transport receives the call, starts the task, and it runs
+                    await checkpoint()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self._stream.aclose()
+
+    # Memory streams also have methods that the SDK's protocol does not require.
+    def __getattr__(self, name: str) -> object:
+        if name == "_stream":  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self._stream, name)
 
 
 @asynccontextmanager
@@ -207,6 +266,11 @@ async def _closing(streams: "TransportStreams") -> "AsyncGenerator[None]":
         for stream in streams:
             streams_to_close.push_async_callback(_close_shielded, stream)
         yield
+
+
+def next_request_within_origin(response: "http.Response") -> "http.Request | None":
+    """Returns the request with which the SDK follows a redirect, or `None` if it does not follow it."""
+    return None if FOLLOWS_ALL_REDIRECTS else _httpx_utils.next_request_within_origin(response)
 
 
 def message_from_json(text: str) -> "SessionMessage | Exception":

@@ -38,8 +38,8 @@ WebSocketHeaders = TypeAliasType(
 )
 """The headers of the upgrade: a mapping, or a function or coroutine function that returns one."""
 
-PLAIN_CLOSE_CODES: Final = frozenset({1000, 1001})
-"""Normal closure and going away: the peer closed the connection without an error.
+PLAIN_CLOSE_CODES: Final = frozenset({1000, 1001, 1005})
+"""Normal closure, going away, and a close frame without a code: the peer reported no error.
 
 Source: https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
 """
@@ -54,9 +54,10 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
     To call the server, pass this manager to a `SessionConnectionManager` or
     `ClientConnectionManager`.
 
-    If the server closes the WebSocket with code 1000 or 1001, the `ConnectionLostError` has no cause.
-    If the WebSocket ends in any other way, the cause is a `ConnectionClosed` of the `websockets`
-    library, with the code and the reason. Redirects are not followed.
+    If the server closes the WebSocket with code 1000 or 1001, or without a code, the
+    `ConnectionLostError` has no cause. If the WebSocket ends in any other way, the cause is a
+    `ConnectionClosed` of the `websockets` library, with the code and the reason. Redirects are not
+    followed.
     """
 
     def __init__(  # noqa: PLR0913 - the options of a WebSocket client
