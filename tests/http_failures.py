@@ -163,6 +163,7 @@ CASES = {
     "streamable HTTP": {
         **ANY,
         "invalid JSON": (http_server, body(b'{"jsonrpc"', "application/json")),
+        "an event that is not a message": (http_server, body(b"data: {\n\n", "text/event-stream")),
         "202 Accepted in response to a request": (http_server, status("202 Accepted")),
     },
     "SSE": {

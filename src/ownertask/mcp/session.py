@@ -20,7 +20,8 @@ from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
 from ._copying import attributes_in
-from ._http import HttpConnectionManager, checked_url, shown_url
+from ._http import HttpConnectionManager, checked_url
+from ._http_errors import shown_url
 from ._session_watch import SessionWatch
 from .stdio import StdioConnectionManager
 from .streamable_http import StreamableHttpConnectionManager

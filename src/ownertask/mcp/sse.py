@@ -1,18 +1,22 @@
-"""The HTTP+SSE transport: requests carry messages to the server, and an event stream carries its own.
+"""The HTTP+SSE transport: messages are sent as requests, and received on one event stream.
 
 Runs the SDK's `sse_client` in an owner task.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from .._arguments import checked_timeout
+from .._owner import Run
 from .._reason import leaves
 from . import _sdk
-from ._http import HttpConnectionManager, Traffic
+from ._http import HttpConnectionManager
+from ._http_errors import shown_url, status_error
+from ._http_events import EndpointEvents
+from ._http_traffic import Traffic
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
@@ -28,9 +32,8 @@ class SseConnectionManager(HttpConnectionManager):
     To call the server, pass this manager to a `SessionConnectionManager` or
     `ClientConnectionManager`.
 
-    The connection is lost if the event stream ends or breaks off. It is also lost if a message
-    cannot be sent, or if the server refuses one with a 4xx or 5xx status, because the SDK sends no
-    more messages after that.
+    The connection is lost if the event stream ends or breaks off. It is also lost if a message cannot
+    be sent or the server refuses it, because the SDK sends no more messages after that.
 
     Source:
         <https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-with-sse>
@@ -77,26 +80,65 @@ class SseConnectionManager(HttpConnectionManager):
         self.on_session_created: Callable[[str], object] | None = on_session_created
 
     @override
+    def _create_traffic(self, lose: Callable[[Exception], object], run: "Run[object] | None") -> Traffic:
+        return _SseTraffic(lose, self.url)
+
+    @override
     @asynccontextmanager
     async def _open_transport(self, traffic: Traffic) -> AsyncGenerator[TransportStreams]:
+        assert isinstance(traffic, _SseTraffic)
+
         def make_client(*_args: object, **_options: object) -> "AsyncClient":
             return traffic.observed(self._make_client(self.timeout, self.sse_read_timeout))
 
         is_open = False
         try:
-            async with _sdk.sse_streams(self.url, make_client, self.on_session_created) as streams:
-                is_open = True
-                yield streams
+            with traffic.guarded():
+                async with _sdk.sse_streams(self.url, make_client, self.on_session_created) as streams:
+                    is_open = True
+                    yield streams
         except BaseException as error:
             is_http = any(isinstance(leaf, _sdk.http.HTTPError) for leaf in leaves(error))
-            if traffic.has_asked and not is_open and not is_http:
-                self._add_fact(
-                    "the server did not send an `endpoint` event with the same origin as the URL"
-                )
+            if traffic.has_asked and not is_open and not is_http and traffic.failure is None:
+                self._add_fact("the server did not send an `endpoint` event")
             raise
 
+
+class _SseTraffic(Traffic):
+    """Observes the requests of an SSE connection.
+
+    The SDK sends no more messages after a failure to send one, so that failure ends the connection.
+
+    Attributes:
+        has_asked: Whether a request was sent and did not fail.
+    """
+
+    def __init__(self, lose: Callable[[Exception], object], url: str) -> None:
+        super().__init__(lose)
+        self.has_asked = False
+        self._url = url
+
     @override
-    def _why_fatal(self, request: "Request", response: "Response") -> str | None:
-        if request.method == "POST" and response.is_error:
-            return "the server refused a message"
-        return None
+    async def send(self, request: "Request", send: "Callable[[], Awaitable[Response]]") -> "Response":
+        self.has_asked = True
+        try:
+            response = await send()
+        except Exception as error:
+            self.has_asked = False
+            if request.method == "POST" or isinstance(error, _sdk.http.ConnectError):
+                self.fail(error)
+            raise
+        if request.method == "POST" and not response.is_success and not _is_followed(response):
+            # The SDK's error would show the whole URL, and the SDK would log it.
+            await response.aclose()
+            refusal = status_error(response, f"the server refused a message to {shown_url(request.url)}")
+            self.fail(refusal)
+            raise refusal
+        self.note(request, response)
+        if request.method == "GET" and response.is_success:
+            response.stream = EndpointEvents(response, self._url, self.fail)
+        return response
+
+
+def _is_followed(response: "Response") -> bool:
+    return _sdk.next_request_within_origin(response) is not None

@@ -3,21 +3,28 @@
 Runs the SDK's `streamable_http_client` in an owner task.
 """
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
-from http import HTTPStatus
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from anyio import create_task_group
 from mcp.client.streamable_http import streamable_http_client
 from typing_extensions import Unpack, override
 
 from .._arguments import checked_timeout
+from .._owner import Run
+from .._reason import leaves
 from . import _sdk
-from ._http import HttpConnectionManager, Traffic, check_http_type
+from ._http import HttpConnectionManager, check_http_type
+from ._http_calls import CallTraffic
+from ._http_errors import raise_for_status
+from ._http_listening import Listening
+from ._http_session import ServerSession
+from ._http_traffic import Traffic
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
-    from httpx2 import AsyncClient, Auth, Request, Response
+    from httpx2 import AsyncClient, Auth
     from mcp.shared._httpx_utils import McpHttpClientFactory
 
 __all__ = ["StreamableHttpConnectionManager", "StreamableHttpOptions"]
@@ -45,10 +52,13 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
     server can be reached. To call the server, pass this manager to a `SessionConnectionManager` or
     `ClientConnectionManager`.
 
-    The connection is lost if a message cannot be sent or gets no response, or if the server no longer
-    knows the session (status 404). On mcp 1.x it is also lost if a response breaks off and cannot be
-    resumed. While no messages are being sent, a server that goes away is detected only if the session
-    keeps an event stream open.
+    Once the connection is open, a failed call does not affect other calls. Its error has the HTTP
+    status or another reason. The connection is lost if the server cannot be connected to, or no longer
+    knows the session. If the server refuses a call in a session, a `ping` shows within about five
+    seconds whether the session lives. As long as it lives, the event stream for the server's messages
+    is opened again when it ends. So if the server goes away, this is usually detected without a call.
+
+    Closing the connection ends the session on the server, even after a loss.
 
     Source:
         <https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#streamable-http>
@@ -75,17 +85,17 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
             headers: Sent with every request.
             timeout: Maximum time for each of connecting, sending, and waiting for a free connection,
                 in seconds; 30 by default; `None` waits indefinitely.
-            read_timeout: Maximum time without receiving data, in seconds, after which a request
-                fails; 300 by default; `None` waits indefinitely. If it expires before the response
-                to a message begins, the connection is lost.
+            read_timeout: Maximum time without receiving data, in seconds, after which a call fails;
+                300 by default; `None` waits indefinitely.
             auth: Authenticates every request: an `httpx2.Auth`, or an `httpx.Auth` with mcp 1.x.
             httpx_client_factory: Creates the HTTP client of each run from `headers`, `timeout` and
                 `auth`. The client is closed when the run ends. `None` uses the SDK's factory.
             name: See `ConnectionManager`. The default contains the URL without user info and query.
             http_client: Your own HTTP client, which is used as it is and never closed. It cannot be
                 combined with `headers`, `timeout`, `read_timeout`, `auth` or `httpx_client_factory`.
-            terminate_on_close: Whether closing the connection also ends the session on the server, and
-                waits for its response.
+            terminate_on_close: Whether closing the connection also ends the session on the server. A
+                normal close waits for the server's response. After a loss or a failed start, this takes
+                at most one second; if the owner task was cancelled, at most 0.1 seconds.
             **options: See `StreamableHttpOptions`.
 
         Raises:
@@ -121,29 +131,47 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
         self.options: StreamableHttpOptions = options
 
     @override
-    @asynccontextmanager
-    async def _open_transport(self, traffic: Traffic) -> AsyncGenerator[TransportStreams]:
-        client = self.http_client
-        options = {"terminate_on_close": self.terminate_on_close, **self.options}
-        if client is not None:
-            async with _sdk.streamable_http_streams(
-                self.url, traffic.observed(client), options
-            ) as streams:
-                yield streams
-            return
-        async with (
-            self._make_client(self.timeout, self.read_timeout) as client,
-            _sdk.streamable_http_streams(self.url, traffic.observed(client), options) as streams,
-        ):
-            yield streams
+    def _create_traffic(
+        self, lose: Callable[[Exception], object], run: "Run[object] | None"
+    ) -> CallTraffic:
+        return CallTraffic(lose, self.name, lambda: run is not None and not run.was_open)
 
     @override
-    def _why_fatal(self, request: "Request", response: "Response") -> str | None:
-        # The specification gives the server no other way to report this.
-        if (
-            response.status_code == HTTPStatus.NOT_FOUND
-            and "mcp-session-id" in request.headers
-            and request.method != "DELETE"
-        ):
-            return "the server no longer knows the session"
-        return None
+    @asynccontextmanager
+    async def _open_transport(self, traffic: Traffic) -> AsyncGenerator[TransportStreams]:
+        assert isinstance(traffic, CallTraffic)
+        run = self._run_of_caller()
+        async with AsyncExitStack() as client_to_close:
+            client = self.http_client
+            if client is None:
+                client = self._make_client(self.timeout, self.read_timeout)
+                await client_to_close.enter_async_context(client)
+            is_healthy = False
+            try:
+                async with self._open_streams(client, traffic) as streams:
+                    yield streams
+                is_healthy = traffic.failure is None and not (run is not None and run.is_lost)
+            except BaseException as error:
+                kinds = {type(leaf) for leaf in leaves(error)}
+                if traffic.refused is not None and kinds == {_sdk.MCPError}:
+                    raise_for_status(traffic.refused, error)
+                raise
+            finally:
+                # The SDK itself does not do this after a loss, and waits for a dead server.
+                if self.terminate_on_close:
+                    await traffic.session.end(is_healthy=is_healthy)
+
+    @asynccontextmanager
+    async def _open_streams(
+        self, client: "AsyncClient", traffic: CallTraffic
+    ) -> AsyncGenerator[TransportStreams]:
+        with traffic.guarded():
+            async with create_task_group() as tasks:
+                traffic.session = ServerSession(client, self.name, tasks, traffic.fail)
+                traffic.listening = Listening(traffic.session, traffic.note)
+                options = {"terminate_on_close": False, **self.options}
+                async with _sdk.streamable_http_streams(
+                    self.url, traffic.observed(client), options
+                ) as streams:
+                    yield streams
+                tasks.cancel_scope.cancel()
