@@ -15,6 +15,7 @@ from http_server import running_server
 from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
 # --8<-- [start:auth]
+# --8<-- [start:library]
 if TYPE_CHECKING:
     import httpx2 as httpx
 else:
@@ -22,6 +23,7 @@ else:
         import httpx2 as httpx  # the HTTP library of mcp 2.x
     except ImportError:
         import httpx  # the HTTP library of mcp 1.x
+# --8<-- [end:library]
 
 
 class TokenAuth(httpx.Auth):
@@ -50,7 +52,7 @@ async def new_token() -> str:
 async def main(url: str) -> None:
     try:
         await SessionConnectionManager(url).start()
-    except Exception as error:  # noqa: BLE001 - the SDK's error, whose name differs in mcp 1.x and 2.x
+    except httpx.HTTPStatusError as error:
         print(error.__notes__[0])
     transport = StreamableHttpConnectionManager(url, auth=TokenAuth())
     async with SessionConnectionManager(transport) as session:

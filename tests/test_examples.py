@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import ownertask.mcp
 
 ROOT = Path(__file__).parents[1]
+HELPERS = {"certificates", "http_server", "oauth_server", "server"}
 
 
 def run(*args, stdin=None):
@@ -84,6 +86,11 @@ def test_an_expired_token_is_renewed(backend):
     assert refused in (ROOT / "docs/how-to/http.md").read_text()
 
 
+@backends
+def test_a_login_may_take_longer_than_the_start_timeout(backend):
+    assert "text='3'" in run("examples/oauth.py", backend)
+
+
 def test_closing_in_another_task_fails_only_without_ownertask():
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run("examples/before.py")
@@ -153,6 +160,49 @@ def test_a_session_runs_over_http(path, backend):
     assert run(path, backend).count("text='3'") == 1
 
 
+@backends
+def test_the_server_gets_a_client_certificate_and_the_client_trusts_its_ca(backend):
+    refused, result = run("examples/http_tls.py", backend).splitlines()
+    assert refused == "the server refuses a client without a certificate"
+    assert "text='3'" in result
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uvicorn has no Unix sockets on Windows")
+@backends
+def test_a_session_runs_over_a_unix_socket(backend):
+    assert "text='3'" in run("examples/http_unix_socket.py", backend)
+
+
+@backends
+def test_requests_pass_through_the_proxy_that_is_set(backend):
+    result, *passed = run("examples/http_proxy.py", backend).splitlines()
+    assert "text='3'" in result
+    assert passed == ["proxy=: True", "HTTP_PROXY: True", "NO_PROXY: False"]
+
+
+@backends
+def test_two_sessions_share_an_http_2_connection(backend):
+    first, second, connections = run("examples/http_2.py", backend).splitlines()
+    assert "text='3'" in first
+    assert "text='4'" in second
+    assert connections == "1 connection, HTTP/2"
+
+
+@backends
+def test_a_header_depends_on_the_call(backend):
+    printed = run("examples/http_call_headers.py", backend)
+    received = re.findall(r"^(\w+): .*text='(\w+)'", printed, re.MULTILINE)
+    once = [("green", "green"), ("red", "red")]
+    assert received == (once if version("mcp").startswith("1.") else [*once, *once])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
+@backends
+def test_pings_detect_a_frozen_server(backend):
+    lost = "calculator: the connection was lost: no response to a ping within 1 s\n"
+    assert run("examples/keep_alive.py", backend) == lost
+
+
 def test_the_web_app_runs_while_one_server_is_down():
     assert run("examples/web_app.py").splitlines() == [
         "search is down: ConnectError",
@@ -178,7 +228,7 @@ def test_ctrl_c_ends_a_trio_program():
 def test_every_example_is_tested():
     named = set(re.findall(r"examples/(\w+)\.py|\"(pytest_\w+)\"", Path(__file__).read_text()))
     tested = {path or plugin for path, plugin in named}
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} - {"server", "http_server"} == tested
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} - HELPERS == tested
 
 
 def test_the_readme_quotes_three_tasks():
