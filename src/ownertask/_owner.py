@@ -18,6 +18,7 @@ from contextvars import ContextVar, copy_context
 from functools import cache
 from inspect import isasyncgen, iscoroutine
 from math import inf
+from threading import main_thread
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from ._call_stack import waiting_place
@@ -549,6 +550,8 @@ class Run(Generic[T]):
     def _settle(self, error: BaseException | None) -> None:
         """Decides how the run ended, given the exception that the context manager raised, if any."""
         loop_ends = self._loop.is_ending(self._task)
+        # While Python exits, a daemon thread may see the loss of a server that the exit ended.
+        level = DEBUG if loop_ends or not main_thread().is_alive() else WARNING
         self._loop.owner_tasks.discard(self._task)
         # These refer to this run and its manager.
         self._open_connection = self._task = self._owner = None
@@ -570,7 +573,7 @@ class Run(Generic[T]):
             if reported is not None and reported is not error:
                 phase = "open" if self.was_open else "opening"
                 add_note(reported, f"ownertask: raised by {self.name} while {phase}")
-            log(DEBUG if loop_ends else WARNING, "%s", failure.exception, exc_info=failure.exception)
+            log(level, "%s", failure.exception, exc_info=failure.exception)
 
     def _failure_of(self, error: BaseException | None, *, loop_ends: bool) -> Failure | None:
         loss = self._loss

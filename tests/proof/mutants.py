@@ -252,10 +252,10 @@ MUTANTS = [
     Mutant(
         "a loss is logged twice",
         "_owner.py",
-        '            log(DEBUG if loop_ends else WARNING, "%s", failure.exception, exc_info=failure.exception)\n',
+        '            log(level, "%s", failure.exception, exc_info=failure.exception)\n',
         (
             "            for _ in range(2):\n"
-            '                log(DEBUG if loop_ends else WARNING, "%s", failure.exception, exc_info=failure.exception)\n'
+            '                log(level, "%s", failure.exception, exc_info=failure.exception)\n'
         ),
     ),
     Mutant(
