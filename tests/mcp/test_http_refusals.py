@@ -184,7 +184,7 @@ async def test_W14_an_error_keeps_its_data():
         None,
     ],
 )
-async def test_a_call_ends_whatever_json_the_server_answers(line, message):
+async def test_a_call_ends_with_any_json_that_the_server_sends(line, message):
     """A response that is not the answer to the call would leave it waiting."""
 
     async def answer(request):

@@ -146,7 +146,7 @@ class CallTraffic(Traffic):
             response.status_code = HTTPStatus.OK
             return response
         call_id = call_id_of(request)
-        if call_id is None:  # there is no result
+        if call_id is None:  # a notification has no result
             return response
         error = error_in(await _content_of(response))
         if error is None or error.id not in (None, call_id):
