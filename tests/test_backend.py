@@ -139,7 +139,7 @@ def test_trio_in_guest_mode_on_asyncio_is_detected_as_trio():
 
     async def as_a_guest():
         await probe.start()
-        assert "trio" in type(probe._life.run._loop).__name__.lower()
+        assert "trio" in type(probe._life.run.loop).__name__.lower()
         await probe.stop()
         return "done"
 

@@ -681,6 +681,23 @@ async def test_F10_a_block_that_is_cancelled_behind_a_close_is_not_counted():
         assert probe.state is CLOSED
 
 
+async def test_F10_a_block_that_is_cancelled_behind_the_close_of_the_last_exit_does_not_force_it():
+    closing = Stage()
+    probe = Probe(closing=closing)
+    async with anyio.create_task_group() as tg:
+        first = await enter(tg, probe)
+        first.leave()
+        await closing.reached.wait()
+        second = await begin_to_enter(tg, probe)
+        second.scope.cancel()
+        await settle()
+        assert probe.state is CLOSING
+        assert not first.is_over
+        closing.let_go.set()
+    assert first.is_over
+    assert probe.state is CLOSED
+
+
 async def test_F10_an_exit_in_the_tick_of_success_does_not_stop_a_block_that_waits_to_enter():
     opening = Stage()
     probe = Probe(opening)

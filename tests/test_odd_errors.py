@@ -29,12 +29,12 @@ from ownertask import (
     NotConnectedError,
     StartTimeoutError,
     StopTimeoutError,
-    _owner,
+    _outcome,
 )
 from ownertask._call_stack import waiting_place
 from ownertask._failure import add_note
 from ownertask._log import log
-from ownertask._owner import Run
+from ownertask._outcome import Outcome
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
@@ -581,7 +581,7 @@ async def test_F1_a_run_ends_although_its_outcome_cannot_be_decided(monkeypatch)
     await probe.start()
     owner = probe._life.run._task
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "_failure_of", fail)
+        patched.setattr(Outcome, "failure", fail)
         probe.connection_lost()
         with pytest.raises(LookupError, match="a bug"):
             await probe.wait_closed()
@@ -601,7 +601,7 @@ async def test_F1_a_run_ends_although_a_note_cannot_be_added(monkeypatch):
     await probe.start()
     owner = probe._life.run._task
     with monkeypatch.context() as patched:
-        patched.setattr(_owner, "add_note", fail)
+        patched.setattr(_outcome, "add_note", fail)
         await probe.stop()
     assert probe.exception is error
     if isinstance(owner, asyncio.Task):

@@ -28,6 +28,7 @@ from ownertask import (
     _owner,
 )
 from ownertask._backend import current_event_loop
+from ownertask._waiting import over_or_given_up
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
@@ -499,7 +500,7 @@ async def test_a_deadline_set_after_the_run_has_ended_starts_no_timer():
     before = all_tasks()
     run.force_within(_owner.STOP_TIMEOUT)
     await checkpoint()
-    assert run._timer is None
+    assert run.timer._timer is None
     assert all_tasks() == before
 
 
@@ -687,7 +688,7 @@ async def test_C3_a_lost_connection_that_cannot_be_closed_is_reported_with_no_ca
     probe = Probe(closing=swallow_or_shield(how, let_go))
     await probe.start()
     probe.connection_lost()
-    await probe._life.run.over_or_given_up()
+    await over_or_given_up(probe._life.run)
     assert "could not be stopped" in caplog.text
     before = time.process_time()
     await anyio.sleep(0.2)

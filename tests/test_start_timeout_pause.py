@@ -743,8 +743,8 @@ async def test_a_worker_thread_can_pause():
 
     def work():
         with pause_start_timeout():
-            anyio.from_thread.run_sync(paused.append, probe._life.run)
-            paused.append(probe._life.run._pauses)
+            anyio.from_thread.run_sync(paused.append, probe._life.run.start_clock)
+            paused.append(probe._life.run.start_clock._pauses)
 
     async def opening():
         await anyio.to_thread.run_sync(work)

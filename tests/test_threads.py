@@ -570,7 +570,7 @@ def test_F12_a_loss_while_opening_reported_in_a_signal_handler_wakes_an_idle_loo
             await probe.start()
         times["woken"] = time.monotonic()
 
-    rescuer = threading.Timer(2.5, lambda: probe._life.run._loop.call_soon_threadsafe(event.set))
+    rescuer = threading.Timer(2.5, lambda: probe._life.run.loop.call_soon_threadsafe(event.set))
     rescuer.daemon = True
     previous = signal.signal(signal.SIGALRM, report)
     rescuer.start()

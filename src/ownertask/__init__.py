@@ -16,6 +16,7 @@ from .errors import (
     WrongEventLoopError,
 )
 from .manager import ConnectionManager
+from .policy import Reconnecting, ReconnectPolicy
 from .start_timeout import pause_start_timeout
 from .state import ConnectionState
 
@@ -28,6 +29,8 @@ __all__ = [
     "ManagerInUseError",
     "NotConnectedError",
     "OwnerTaskError",
+    "ReconnectPolicy",
+    "Reconnecting",
     "StartTimeoutError",
     "StopTimeoutError",
     "WrongEventLoopError",

@@ -1,8 +1,41 @@
 """Checks for arguments that several public functions share."""
 
 import math
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from inspect import isasyncgen, iscoroutine
+from typing import TypeVar
 
-__all__ = ["checked_size", "checked_timeout"]
+from .policy import ReconnectPolicy
+
+__all__ = [
+    "checked_opened",
+    "checked_reconnect",
+    "checked_size",
+    "checked_timeout",
+    "checked_watch",
+]
+
+T = TypeVar("T")
+
+
+def checked_opened(
+    opened: AbstractAsyncContextManager[T], function: str = "open_connection"
+) -> AbstractAsyncContextManager[T]:
+    """Returns `opened`, the result of a function, if it is an async context manager.
+
+    Raises:
+        TypeError: `opened` is something else.
+    """
+    if isinstance(opened, AbstractAsyncContextManager):
+        return opened
+    hint = ""
+    if iscoroutine(opened) or isasyncgen(opened):
+        hint = "; is the decorator @asynccontextmanager missing?"
+        if iscoroutine(opened):
+            opened.close()  # prevents the warning that it was never awaited
+    kind = type(opened).__name__
+    raise TypeError(f"{function}() must return an async context manager, not {kind}{hint}")
 
 
 def checked_timeout(argument: str, value: float | None) -> float | None:
@@ -33,4 +66,28 @@ def checked_size(argument: str, value: int | None) -> int | None:
             raise TypeError(f"{argument} must be an integer or None, not {type(value).__name__}")
         if value <= 0:
             raise ValueError(f"{argument} must be positive, not {value}")
+    return value
+
+
+def checked_reconnect(value: ReconnectPolicy | None) -> ReconnectPolicy | None:
+    """Returns `value` if it is a policy or `None`.
+
+    Raises:
+        TypeError: `value` is something else.
+    """
+    if value is not None and not isinstance(value, ReconnectPolicy):
+        raise TypeError(f"reconnect must be a ReconnectPolicy or None, not {type(value).__name__}")
+    return value
+
+
+def checked_watch(
+    value: Callable[[T], Awaitable[object]] | None,
+) -> Callable[[T], Awaitable[object]] | None:
+    """Returns `value` if it is callable or `None`.
+
+    Raises:
+        TypeError: `value` is something else.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"watch must be callable or None, not {type(value).__name__}")
     return value

@@ -1,23 +1,33 @@
 """The private state of a manager: its run, its `async with` blocks, and the manager that uses it.
 
+It also begins the first run of each series; `_series.py` begins the runs that follow it.
+
 Threads can start or lend the same manager at the same time, so each check and the change that follows it
 are one step; see `claiming`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from threading import RLock
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 from weakref import ref
 
+from ._arguments import checked_reconnect, checked_timeout, checked_watch
 from ._blocks import Blocks
+from ._leftovers import end_leftovers
 from ._owner import runs_around_caller
+from ._series import Series
+from .errors import ManagerInUseError, WrongEventLoopError
+from .state import ConnectionState
 
 if TYPE_CHECKING:
     from ._backend import EventLoop
+    from ._listeners import Listener, Listeners
     from ._owner import Run
+    from .current import Current, Learned
+    from .manager import ConnectionManager
 
-__all__ = ["Life", "Loan", "claiming"]
+__all__ = ["Life", "Loan", "claiming", "watch_of"]
 
 T = TypeVar("T")
 
@@ -38,11 +48,15 @@ class Loan:
         borrower: The name of the other manager.
         run: The run that the connection is part of. `None` if there is none because `open_connection()`
             was called directly.
+        is_open: Whether the connection is open.
+        connection: The connection, while it is open.
     """
 
     def __init__(self, borrower: str, run: "Run[object] | None", loop: "EventLoop") -> None:
         self.borrower = borrower
         self.run = run
+        self.is_open = False
+        self.connection: object = None
         self._loop = loop
 
     @property
@@ -62,19 +76,35 @@ class Life(Generic[T]):
         stops: The number of `stop()` calls. Each one ends all `start()` calls made before it.
         blocks: The `async with` blocks.
         loan: The use by another manager, which may be over.
+        listeners: Called at each change of the state.
+        learned: What `ConnectionManager.current` knows about the connections, after its first use.
     """
 
-    def __init__(self, manager: object) -> None:
+    def __init__(self, manager: "ConnectionManager[T]") -> None:
         self.key = object()
         self.manager = ref(manager)
         self.run: Run[T] | None = None
         self.stops = 0
         self.blocks = Blocks()
         self.loan: Loan | None = None
+        self.listeners: Listeners[ConnectionManager[T]] | None = None
+        self.learned: Learned | None = None
+        self._connection_type: type | None = None
 
     # Pydantic models are copied and pickled with all of their attributes.
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()
+
+    @property
+    def name(self) -> str:
+        """The name of the manager."""
+        return self._manager.name
+
+    @property
+    def _manager(self) -> "ConnectionManager[T]":
+        manager = self.manager()
+        assert manager is not None  # one of its methods is running
+        return manager
 
     @property
     def borrower(self) -> str | None:
@@ -82,16 +112,125 @@ class Life(Generic[T]):
         loan = self.loan  # read once: another thread may end the loan at any time
         return loan.borrower if loan is not None and loan.is_alive else None
 
+    def alive_run(self, method: str) -> "Run[T] | None":
+        """Returns the run, if its owner task can still run.
+
+        Args:
+            method: The method that the caller called.
+
+        Raises:
+            WrongEventLoopError: The run belongs to another event loop.
+        """
+        end_leftovers()
+        run = self.run
+        if run is None or not run.is_alive:
+            return None
+        if not run.loop.is_current():
+            raise WrongEventLoopError(self.name, f"{method}() was called")
+        return run
+
+    def begin(self, *, is_kept: bool) -> "Run[T]":
+        """Begins the first run of a series.
+
+        Args:
+            is_kept: Whether the connection stays open after the last `async with` block exits.
+
+        Raises:
+            ManagerInUseError: The manager is part of another manager.
+            WrongEventLoopError: A thread with another event loop began a run.
+            TypeError: An attribute of the manager has the wrong type.
+            ValueError: `start_timeout` is negative or NaN.
+        """
+        manager = self._manager
+        start_timeout = checked_timeout("start_timeout", manager.start_timeout)
+        policy = checked_reconnect(manager.reconnect)
+        watch = watch_of(manager)
+        with claiming:
+            if self.borrower is not None:
+                raise ManagerInUseError(
+                    self.name,
+                    f"cannot be started on its own because it is part of {self.borrower}; "
+                    "start that manager instead",
+                )
+            self.alive_run("start")  # raises if a thread with another event loop was faster
+            old = ConnectionState.NEW if self.run is None else self.run.last_state
+            series = Series(
+                self,
+                manager,
+                start_timeout=start_timeout,
+                policy=policy,
+                watch=watch,
+                is_kept=is_kept,
+            )
+            self.run = run = series.newest
+            series.queue(old, ConnectionState.OPENING)
+        run.announce_opening(old)
+        return run
+
+    @property
+    def current_run(self) -> "Run[object] | None":
+        """The run that the connection is part of: the manager's own, or that of its borrower."""
+        loan = self.loan  # read once, as in `borrower`
+        return cast("Run[object] | None", self.run) if loan is None or not loan.is_alive else loan.run
+
     def run_of_caller(self) -> "Run[object] | None":
         """Returns the run that the connection is part of, unless the caller belongs to another run.
 
         Child tasks and callbacks of an owner task inherit its context, so they belong to its run.
         """
-        own = cast("Run[object] | None", self.run)
-        loan = self.loan  # read once, as in `borrower`
-        current = own if loan is None or not loan.is_alive else loan.run
+        current = self.current_run
         runs = [run for run in runs_around_caller() if self.key in run.parts]
         return None if runs and runs[-1] is not current else current
+
+    def is_open(self, connection: object) -> bool:
+        """Returns whether `connection` is open. `ConnectionManager.current` stands for any."""
+        if self.learned is not None and connection is self.learned.existing():
+            connection = None
+        loan = self.loan
+        if loan is not None and loan.is_alive:
+            return loan.is_open and (connection is None or loan.connection is connection)
+        run = self.run
+        return run is not None and run.is_open(connection)
+
+    def learn(self, connection: T) -> None:
+        """Records the class of a connection that was just opened, for `ConnectionManager.current`."""
+        try:
+            self._connection_type = connection.__class__
+        except Exception:  # noqa: BLE001 - a foreign property may raise anything
+            self._connection_type = type(connection)
+        if self.learned is not None:
+            self.learned.connection_type = self._connection_type
+
+    def current(self) -> "Current":
+        """Returns the object that follows the manager through restarts, the same one each time."""
+        with claiming:
+            if self.learned is None:
+                from .current import Learned  # few managers need it
+
+                self.learned = Learned(self._connection_type)
+            return self.learned.current_of(self._manager)
+
+    def add_listener(self, callback: "Listener[ConnectionManager[T]]") -> None:
+        """Adds a listener; see `_listeners.py`."""
+        if self.listeners is None:
+            from ._listeners import Listeners  # few managers have listeners
+
+            self.listeners = Listeners()
+        self.listeners.add(callback)
+
+    def remove_listener(self, callback: "Listener[ConnectionManager[T]]") -> None:
+        """Removes a listener, if it was added."""
+        if self.listeners is not None:
+            self.listeners.remove(callback)
+
+
+def watch_of(manager: "ConnectionManager[T]") -> Callable[[T], Awaitable[object]] | None:
+    """Returns the `watch` function or bound method of a manager.
+
+    Raises:
+        TypeError: It is neither callable nor `None`.
+    """
+    return checked_watch(cast("Callable[[T], Awaitable[object]] | None", manager.watch))
 
 
 def _nothing() -> None:

@@ -4,12 +4,15 @@ All methods and attributes of an exception may be overridden, and may raise. So 
 `BaseException` itself defines, walk without recursion, and visit each exception only once.
 """
 
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeGuard, TypeVar
 
-__all__ = ["exceptions_of", "is_a", "is_group", "leaves", "reason", "text_of"]
+__all__ = ["exceptions_of", "is_a", "is_group", "leaves", "reason", "related", "text_of"]
+
+E = TypeVar("E", bound=BaseException)
 
 # Any: descriptors. Looking up the attributes on the exception itself could call overridden methods.
 _cause: Final[Any] = BaseException.__dict__["__cause__"]
+_context: Final[Any] = BaseException.__dict__["__context__"]
 _exceptions: Final[Any] = BaseExceptionGroup.__dict__["exceptions"]
 _bases: Final[Any] = type.__dict__["__mro__"]
 _type_name: Final[Any] = type.__dict__["__name__"]
@@ -18,7 +21,7 @@ LEAVES_SHOWN: Final = 3
 """The number of exceptions in a group whose texts are shown."""
 
 
-def is_a(error: BaseException, kind: type[BaseException]) -> bool:
+def is_a(error: BaseException, kind: type[E]) -> TypeGuard[E]:
     """Returns whether `error` is a `kind`. `isinstance()` could call an overridden method."""
     return any(base is kind for base in _bases.__get__(type(error)))
 
@@ -48,6 +51,23 @@ def leaves(error: BaseException | None) -> list[BaseException]:
             unseen.extend(reversed(exceptions_of(this)))
         else:
             found.append(this)
+    return found
+
+
+def related(error: BaseException) -> list[BaseException]:
+    """Returns an exception, its causes and contexts, and the exceptions in groups, each once."""
+    found: list[BaseException] = []
+    seen: set[int] = set()
+    unseen: list[BaseException | None] = [error]
+    while unseen:
+        this = unseen.pop()
+        if this is None or id(this) in seen:
+            continue
+        seen.add(id(this))
+        found.append(this)
+        unseen += [_context.__get__(this), _cause.__get__(this)]
+        if is_group(this):
+            unseen.extend(exceptions_of(this))
     return found
 
 

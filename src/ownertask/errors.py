@@ -63,7 +63,7 @@ def _rebuild(kind: type[E], args: tuple[object, ...]) -> E:
 
 
 class NotConnectedError(ConnectionManagerError, RuntimeError):
-    """`connection` was read while no connection was open.
+    """`connection`, `current` or `wait_open()` was used, but no connection is open.
 
     If the last run failed, `__cause__` is its exception.
 
@@ -72,7 +72,9 @@ class NotConnectedError(ConnectionManagerError, RuntimeError):
     """
 
     def __init__(self, name: str, state: ConnectionState) -> None:
-        super().__init__(name, f"not connected (state: {state.value}); call start() first")
+        is_opening = state is ConnectionState.OPENING
+        hint = "wait_open() waits for the connection" if is_opening else "call start() first"
+        super().__init__(name, f"not connected (state: {state.value}); {hint}")
         self.state = state
 
 
@@ -100,9 +102,10 @@ class ConnectionLostError(ConnectionManagerError):
 
 
 class StartTimeoutError(ConnectionManagerError, TimeoutError):
-    """The connection did not open within `start_timeout`, or within the `timeout` of `start()`.
+    """The connection did not open within `start_timeout`, or within the `timeout` of a call.
 
-    `__cause__` is the exception of the attempt, if it raised one.
+    `__cause__` is the exception of the attempt, if it raised one. Otherwise, with a `ReconnectPolicy`,
+    `__cause__` is the failure that the attempt followed, if any.
 
     Attributes:
         timeout: The timeout that expired, in seconds.

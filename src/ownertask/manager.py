@@ -1,30 +1,26 @@
 """`ConnectionManager[T]`: the class that users call and transport authors subclass.
 
 A manager does not hold a connection itself. Each cycle from opening to closed is a *run*, which has
-its own owner task (`_owner.py`). This module decides which run a call refers to, how long the caller
-waits for it, and what happens to the run if the caller is cancelled.
+its own owner task (`_owner.py`). The private state of the manager (`_life.py`) knows the current run.
+This module documents the methods. `_starting.py` and `_stopping.py` contain what they do.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
-from itertools import count
-from types import BuiltinFunctionType, FunctionType, MethodType, TracebackType
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast, final
+from inspect import iscoroutinefunction
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Generic, Never, TypeVar, cast, final
 
-from ._arguments import checked_timeout
-from ._call_stack import place
-from ._leftovers import end_leftovers
-from ._life import Life, Loan, claiming
-from ._owner import STOP_TIMEOUT, Run, checked, current_event_loop, runs_around_caller
-from .errors import (
-    ConnectionStoppedError,
-    ManagerInUseError,
-    NotConnectedError,
-    OwnerTaskError,
-    WrongEventLoopError,
-)
+from ._lending import lent
+from ._life import Life, claiming
+from ._owner import STOP_TIMEOUT, Run, current_event_loop
+from ._reason import is_a
+from ._starting import start, wait_open
+from ._stopping import enter, exit_block, run_until_closed, stop
+from ._waiting import over_for_good
+from .errors import ManagerInUseError, NotConnectedError, OwnerTaskError
+from .policy import Reconnecting, ReconnectPolicy
 from .state import ConnectionState
 
 if TYPE_CHECKING:
@@ -34,6 +30,9 @@ __all__ = ["ConnectionManager"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+PROGRAMMING_ERRORS: Final = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+"""Only a change of the code makes them disappear."""
 
 
 class ConnectionManager(ABC, Generic[T_co]):
@@ -53,8 +52,30 @@ class ConnectionManager(ABC, Generic[T_co]):
     start_timeout: float | None = None
     """Maximum time for each attempt to open the connection, in seconds; `None` means no limit.
 
-    Each attempt reads it when it begins. `start()` raises if it is invalid.
+    `start()` reads the value when it begins the first attempt, and uses it for the attempts that follow.
+    If the value is invalid, `start()` raises.
     """
+
+    # Annotated only for type checkers, because Pydantic would turn annotations into fields of a model,
+    # even if the model defines a method `watch`.
+    if TYPE_CHECKING:
+        reconnect: ReconnectPolicy | None
+        """When to open the connection again after a failure; `None` means never.
+
+        `start()` reads the policy when it begins the first attempt. If it is invalid, `start()` raises.
+        """
+
+        # pyright compares this type with the unbound method of a subclass, whose `self` is the `Never`.
+        watch: Callable[[T_co], Awaitable[object]] | Callable[[Never, T_co], Awaitable[object]] | None
+        """Called with the connection when it opens. When it returns or raises, the connection is lost.
+
+        It runs in a child task of the owner task while the connection is open. A subclass may define an
+        async method of this name instead. `start()` reads the attribute when it begins the first
+        attempt. If it is not callable, `start()` raises.
+        """
+    else:
+        reconnect = None
+        watch = None
 
     _name: str | None = None
 
@@ -100,18 +121,33 @@ class ConnectionManager(ABC, Generic[T_co]):
 
     @staticmethod
     def from_factory(
-        factory: Callable[[], AbstractAsyncContextManager[T]], *, name: str | None = None
+        factory: Callable[[], AbstractAsyncContextManager[T]],
+        *,
+        name: str | None = None,
+        start_timeout: float | None = None,
+        reconnect: ReconnectPolicy | None = None,
+        watch: Callable[[T], Awaitable[object]] | None = None,
     ) -> "ConnectionManager[T]":
         """Creates a manager for the async context managers that `factory` returns.
 
         Args:
             factory: Returns an async context manager. Called once per run, in the owner task.
             name: See `ConnectionManager`. The default contains the name of the factory.
+            start_timeout: Maximum time for each attempt to open the connection, in seconds; `None`
+                means no limit.
+            reconnect: When to open the connection again after a failure; `None` means never.
+            watch: An async function that is called with each connection. When it returns or raises, the
+                connection is lost.
 
         Raises:
-            TypeError: `factory` is not callable, or `name` is not a string.
+            TypeError: `factory` or `watch` is not callable, or another argument has the wrong type.
+            ValueError: `start_timeout` is negative or NaN.
         """
-        return _FactoryConnectionManager(factory, name=name)
+        from ._factory import FactoryConnectionManager  # a subclass of this class
+
+        return FactoryConnectionManager(
+            factory, name=name, start_timeout=start_timeout, reconnect=reconnect, watch=watch
+        )
 
     @abstractmethod
     def open_connection(self) -> AbstractAsyncContextManager[T_co]:
@@ -125,6 +161,25 @@ class ConnectionManager(ABC, Generic[T_co]):
         To close the connection, the manager exits the context manager normally. A forced close also
         cancels the code inside it.
         """
+
+    def is_permanent(self, exc: BaseException) -> bool:
+        """Returns whether trying again after a failure is pointless. Transport authors can override it.
+
+        A manager with a `ReconnectPolicy` calls it, in the event loop, when the connection was lost or
+        failed to open. If it returns `True`, the manager does not try again. The argument is the
+        exception that was raised, or the cause of the loss if there is one. For an exception group, the
+        manager asks about each exception in it. It also asks the managers that it opened with
+        `open_inner()`. If the policy has a `give_up_on`, that function is called instead.
+
+        This implementation returns `True` for programming errors: `TypeError`, `AttributeError`,
+        `NameError`, `ImportError`, `NotImplementedError` and their subclasses. An override adds the
+        errors that cannot disappear on their own, such as a wrong password, and otherwise returns the
+        result of `super().is_permanent(exc)`.
+
+        Args:
+            exc: The exception. It is not an exception group.
+        """
+        return any(is_a(exc, kind) for kind in PROGRAMMING_ERRORS)
 
     @property
     def name(self) -> str:
@@ -154,6 +209,21 @@ class ConnectionManager(ABC, Generic[T_co]):
         return run.connection
 
     @property
+    def current(self) -> T_co:
+        """An object that follows the manager through restarts, for code that keeps a connection.
+
+        It passes each use on to the connection that is open at that moment. While the connection is
+        being opened, or will be opened again, a method that returns a coroutine waits for it, as
+        `wait_open()` does. Any other use raises the error that `connection` raises. The object opens
+        nothing and repeats no call. If the connection is lost during a call, the exception that the call
+        raises gets a note.
+
+        The manager returns the same object each time. Before the first connection, `isinstance()` does
+        not know the class of the connection, unless the manager has an attribute `connection_type`.
+        """
+        return cast("T_co", self._life.current())
+
+    @property
     def exception(self) -> BaseException | None:
         """The exception with which the last run failed. It is `None` unless the state is `FAILED`.
 
@@ -162,6 +232,16 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         run = self._life.run
         return None if run is None else run.exception
+
+    @property
+    def reconnecting(self) -> Reconnecting | None:
+        """Describes why and when the connection is opened again.
+
+        With a `ReconnectPolicy`, it is set during the delay after a failure and during the attempt that
+        follows. The state is then `OPENING`. Otherwise, it is `None`.
+        """
+        run = self._life.run
+        return None if run is None else run.reconnecting
 
     @final
     async def start(self, timeout: float | None = None) -> T_co:
@@ -202,104 +282,44 @@ class ConnectionManager(ABC, Generic[T_co]):
             this wait. Other callers are not affected. A call that is still waiting for the last run to
             close ends immediately and changes nothing.
         """
-        return await self._start(timeout, is_kept=True)
+        return await start(self._life, timeout, is_kept=True)
 
-    async def _start(self, timeout: float | None, *, is_kept: bool) -> T_co:
-        checked_timeout("timeout", timeout)
-        life = self._life
-        stops = life.stops
-        deadline = None if timeout is None else current_event_loop().time() + timeout
-        while (run := self._alive_run("start")) is not None and run.state is ConnectionState.CLOSING:
-            await self._wait_for_close(run, stops, timeout, deadline)
-        if life.stops != stops:
-            raise ConnectionStoppedError(self.name)
-        if run is None:
-            return await self._join(self._begin(is_kept=is_kept), timeout, deadline, keeps=is_kept)
-        if (received := run.received_connection()) is not None:
-            return received[0]
-        if run.surrounds_caller():
-            raise OwnerTaskError(self.name, "start")
-        return await self._join(run, timeout, deadline, keeps=False)
+    @final
+    async def wait_open(self, timeout: float | None = None) -> T_co:
+        """Waits until the connection is open, and returns it. Never opens it.
 
-    async def _wait_for_close(
-        self, run: Run[T_co], stops: int, timeout: float | None, deadline: float | None
-    ) -> None:
-        if run.is_owner_task():
-            raise OwnerTaskError(self.name, "start")
-        if run.gave_up:
-            if self._life.stops != stops:
-                raise ConnectionStoppedError(self.name)
-            raise run.stop_timeout_error()
-        if timeout is not None and run.has_passed(deadline):
-            raise run.start_timeout_error(timeout)
-        if run.surrounds_caller():
-            run.force_within(STOP_TIMEOUT)  # closing may wait for the caller
-        await run.changed(deadline)
-
-    def _alive_run(self, method: str) -> Run[T_co] | None:
-        end_leftovers()
-        run = self._life.run
-        if run is None or not run.is_alive:
-            return None
-        if not run.is_in_this_loop():
-            raise WrongEventLoopError(self.name, f"{method}() was called")
-        return run
-
-    def _begin(self, *, is_kept: bool) -> Run[T_co]:
-        life = self._life
-        start_timeout = checked_timeout("start_timeout", self.start_timeout)
-        with claiming:
-            if life.borrower is not None:
-                raise ManagerInUseError(
-                    self.name,
-                    f"cannot be started on its own because it is part of {life.borrower}; "
-                    "start that manager instead",
-                )
-            self._alive_run("start")  # raises if a thread with another event loop was faster
-            life.run = run = Run(
-                life.key, self.name, self.open_connection, start_timeout, is_kept=is_kept
-            )
-        run.log_opening()
-        return run
-
-    async def _join(
-        self, run: Run[T_co], timeout: float | None, deadline: float | None, *, keeps: bool
-    ) -> T_co:
-        """Waits for an attempt to succeed or, if it fails, for its owner task to end.
+        If the connection is being opened, the call waits for it. If the connection is closing, the call
+        waits only if another connection may follow: because of a `ReconnectPolicy`, or because a
+        `start()` call is waiting for the end of the current run. Otherwise, the call returns or raises
+        what `connection` returns or raises.
 
         Args:
-            run: The attempt.
-            timeout: The caller's timeout.
-            deadline: The time at which it expires.
-            keeps: Whether this call keeps the connection open after the last block exits.
+            timeout: Maximum time to wait, in seconds; `None` waits indefinitely.
+
+        Returns:
+            The connection, which is open when the call returns.
+
+        Raises:
+            ConnectionLostError: The connection was lost and will not be opened again.
+            NotConnectedError: The connection is not open, and is not being opened. `__cause__` is the
+                `exception` of the last run, if it failed.
+            StartTimeoutError: The connection did not open in time. `__cause__` is the last failure, if
+                there was one.
+            StopTimeoutError: The owner task of the last run is still running after it was cancelled.
+            WrongEventLoopError: The manager is running in another event loop.
+            OwnerTaskError: The call was made inside the connection that it would wait for.
+            ValueError: `timeout` is negative or NaN.
+
+        Cancellation:
+            Does not affect the connection. This call does not count as waiting for an attempt: if all
+            callers of `start()` go away, the attempt is cancelled.
         """
-        cancellation: BaseException | None = None
-        run.starters += 1
-        try:
-            while run.state is ConnectionState.OPENING and not run.has_passed(deadline):
-                await run.changed(deadline)
-            # Other tasks may have stopped or lost it since the wake-up, so check again.
-            if (received := run.received_connection()) is not None:
-                return received[0]
-            if run.state is not ConnectionState.OPENING:
-                await run.over_or_given_up(deadline)
-        except run.cancelled_type as exc:
-            cancellation = exc
-        finally:
-            run.starters -= 1
-        if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:
-            if timeout is not None and cancellation is None:
-                run.expire(timeout)
-            cancellation = await run.seen_through() or cancellation
-        elif keeps and self._life.blocks.need(cast("Run[object]", run)):
-            run.is_kept = False
-        # Raise it outside the `except` block, in which a second, native cancellation would look like
-        # anyio's.
-        if cancellation is not None:
-            raise cancellation
-        if timeout is None or run.is_over or run.gave_up:
-            run.raise_for_starter()
-        raise run.start_timeout_error(timeout)
+        opened = await wait_open(self._life, timeout)
+        if opened is not None:
+            return opened[0]
+        # Otherwise, a caller that tries again and again would block the event loop.
+        await current_event_loop().checkpoint()
+        return self.connection
 
     @final
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
@@ -330,34 +350,7 @@ class ConnectionManager(ABC, Generic[T_co]):
             cancellation propagates. On asyncio, a second native `cancel()` ends that wait, and the
             owner task finishes on its own.
         """
-        checked_timeout("timeout", timeout)
-        run = self._alive_run("stop")
-        if run is not None and run.is_owner_task():
-            raise OwnerTaskError(self.name, "stop")
-        self._life.stops += 1
-        if run is not None:
-            await self._stop(run, timeout)
-
-    async def _stop(self, run: Run[T_co], timeout: float | None) -> None:
-        if run.state is ConnectionState.OPENING:
-            timeout = 0
-        elif run.surrounds_caller():
-            # Closing may wait for the caller, so only its cancellation ends that wait.
-            timeout = STOP_TIMEOUT if timeout is None else min(timeout, STOP_TIMEOUT)
-        run.close()
-        try:
-            await run.over(timeout)
-            if not run.is_over:
-                await run.forced()
-        except run.cancelled_type:
-            if run.surrounds_caller():
-                # Closing the connection cancels the caller itself. The timeout still applies.
-                run.force_within(timeout)
-            else:
-                await run.forced_shielded()
-            raise
-        if not run.is_over:
-            raise run.stop_timeout_error()
+        await stop(self._life, timeout)
 
     @final
     async def run(self, *, task_status: "TaskStatus[T_co] | None" = None) -> None:
@@ -379,26 +372,13 @@ class ConnectionManager(ABC, Generic[T_co]):
         Cancellation:
             Closes the connection as a cancelled `stop()` does. This does not count as a loss.
         """
-        if self._alive_run("run") is not None:
+        if self._life.alive_run("run") is not None:
             raise ManagerInUseError(
                 self.name,
                 f"run() requires a manager that is not running (state: {self.state.value}); "
                 "call stop() first",
             )
-        connection = await self.start()
-        run = cast("Run[T_co]", self._life.run)
-        if task_status is not None:
-            try:
-                task_status.started(connection)
-            except BaseException:
-                await self._stop(run, STOP_TIMEOUT)
-                raise
-        try:
-            await run.over()
-        except run.cancelled_type:
-            await run.forced_shielded()
-            raise
-        run.raise_exception()
+        await run_until_closed(self._life, task_status)
 
     async def __aenter__(self) -> T_co:
         """Starts the manager and returns the connection; see `start()`.
@@ -407,31 +387,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         it stops the manager. A connection that `start()` or `run()` opened stays open until `stop()` is
         called.
         """
-        self._alive_run("start")
-        life = self._life
-        waiting = life.blocks.wait(current_event_loop())
-        try:
-            connection = await self._start(None, is_kept=False)
-        except (Exception, waiting.loop.cancelled_type) as exc:  # noqa: BLE001 - raised below
-            error: BaseException = exc
-        else:
-            life.blocks.enter(waiting, cast("Run[object]", life.run))
-            return connection
-        finally:
-            life.blocks.give_up(waiting)
-        # The last block may have exited in the meantime. It did not stop the run because of this block.
-        run = life.run
-        try:
-            if run is not None and run.is_in(waiting.loop) and self._is_left(run):
-                error = await run.seen_through() or error
-            raise error
-        finally:
-            del error  # breaks a reference cycle through this frame
-
-    def _is_left(self, run: Run[T_co]) -> bool:
-        """Returns whether an alive run was opened by `async with` blocks that have all exited."""
-        blocks = self._life.blocks
-        return run.is_alive and not run.is_kept and blocks.have_finished(cast("Run[object]", run))
+        return await enter(self._life)
 
     async def __aexit__(
         self,
@@ -450,12 +406,7 @@ class ConnectionManager(ABC, Generic[T_co]):
             WrongEventLoopError: The manager is running in another event loop.
             OwnerTaskError: The caller is the owner task.
         """
-        run = self._alive_run("stop")
-        if run is not None and run.is_owner_task():
-            raise OwnerTaskError(self.name, "stop")
-        belongs = self._life.blocks.exit(current_event_loop().current_task())
-        if belongs and run is not None and self._is_left(run):
-            await self._stop(run, STOP_TIMEOUT)
+        await exit_block(self._life)
 
     async def wait_closed(self) -> None:
         """Waits until the current run ends, and raises its `exception`, if there is one.
@@ -472,46 +423,92 @@ class ConnectionManager(ABC, Generic[T_co]):
         Cancellation:
             Does not affect the connection.
         """
-        run = self._alive_run("wait_closed")
+        run = self._life.alive_run("wait_closed")
         if run is not None:
             if run.is_owner_task():
                 raise OwnerTaskError(self.name, "wait_closed")
-            await (run.over_inside() if run.surrounds_caller() else run.over())
+            run = await over_for_good(run)
         elif (run := self._life.run) is None:
             return
         run.raise_exception()
 
-    def connection_lost(self, exc: BaseException | None = None) -> None:
-        """Reports that the connection is dead: closes it and records the loss. For transport authors.
+    def connection_lost(self, exc: BaseException | None = None, *, connection: object = None) -> None:
+        """Reports that the connection is dead: closes it and records the loss.
 
         May be called from any thread and from signal handlers, any number of times. If the connection is
         still being opened, the attempt is cancelled: `start()` raises a `ConnectionLostError` with `exc`
         as its cause. Without `exc`, it raises the exception that `open_connection()` raised, if any. If
         closing takes more than 30 seconds, the owner task is cancelled. If the manager is not running,
-        the call does nothing.
+        or waits to open the connection again, the call does nothing.
 
         A late call by a task or callback of a run that is over does not affect a later run, whether the
         manager is used on its own or is part of another one. In a plain thread, which does not inherit
-        context variables, such a call applies to the current run.
+        context variables, such a call applies to the current run. Callers outside the connection should
+        pass the `connection` that failed. Then any number of them can report the same connection, and
+        only the first report has an effect.
 
         Args:
             exc: The reason, if one is known. It becomes the `__cause__` of the `ConnectionLostError`,
                 unless an earlier call gave one.
+            connection: The connection that is dead. If it is no longer open, the call does nothing.
+                `current` stands for the connection that is open. The default refers to the current run,
+                even if it is still opening its connection.
 
         Raises:
             TypeError: `exc` is not an exception.
         """
         if exc is not None and not isinstance(exc, BaseException):
             raise TypeError(f"exc must be an exception or None, not {type(exc).__name__}")
-        run = self._life.run_of_caller()
-        if run is not None and run.is_alive:
-            run.command_from_any_thread(lambda: run.lose(exc))
+        life = self._life
+        run = life.run_of_caller() if connection is None else life.current_run
+        if run is None or not run.is_alive:
+            return
+        if connection is None:
+            run.command_from_any_thread(lambda: run.report_loss(exc))
+        else:
+            run.command_from_any_thread(lambda: run.lose(exc) if life.is_open(connection) else None)
+
+    @final
+    def add_listener(
+        self, callback: "Callable[[ConnectionManager[T_co], ConnectionState, ConnectionState], object]"
+    ) -> None:
+        """Calls a function at each change of the state, for metrics and status pages.
+
+        The function is called as `callback(manager, old_state, new_state)`, in the event loop of the
+        connection and with the context variables of this call. Changes are announced in order. If a
+        listener itself changes the state, that change is announced after the current one.
+
+        `manager.state` can differ from `new_state`, because a listener may have changed it. With a
+        `ReconnectPolicy`, the state is already `OPENING` when `FAILED` is announced, and `reconnecting`
+        describes the failure.
+
+        An exception that a listener raises is logged and affects nothing else. In a closed event loop
+        and in a forked child, nothing is announced. A copy of the manager has no listeners.
+
+        Args:
+            callback: The function. Adding it again has no effect.
+
+        Raises:
+            TypeError: `callback` is not callable, or is a coroutine function.
+        """
+        if not callable(callback):
+            raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        if iscoroutinefunction(callback):
+            raise TypeError("callback must be a plain function, not a coroutine function")
+        self._life.add_listener(callback)
+
+    @final
+    def remove_listener(
+        self, callback: "Callable[[ConnectionManager[T_co], ConnectionState, ConnectionState], object]"
+    ) -> None:
+        """Stops calling a function that `add_listener()` added. Does nothing if it was not added."""
+        self._life.remove_listener(callback)
 
     def _add_fact(self, fact: str) -> None:
         """Stores a note for the exception with which this run may fail. For transports."""
         run = self._run_of_caller()
         if run is not None:
-            run.add_fact(fact)
+            run.outcome.facts.append(fact)
 
     def _run_of_caller(self) -> Run[object] | None:
         return self._life.run_of_caller()
@@ -523,71 +520,15 @@ class ConnectionManager(ABC, Generic[T_co]):
         Call it in this manager's `open_connection()`. Both connections then share one owner task, and
         `connection_lost()` of the inner manager applies to the run of this manager. The state of the
         inner manager does not change: its `connection` cannot be read, its `start()` raises, its
-        `stop()` does nothing, and its `start_timeout` does not apply.
+        `stop()` does nothing, and its `start_timeout` does not apply. A `watch` method of the inner
+        manager's class runs.
 
         Args:
             manager: The inner manager.
 
         Raises:
             ManagerInUseError: The inner manager is running, or is already part of another manager.
+            TypeError: `reconnect` or `watch` was set on the inner manager. Set it on the outer one.
         """
-        life = manager._life
-        own = self._life
-        runs = [run for run in runs_around_caller() if own.key in run.parts]
-        run = runs[-1] if runs and runs[-1].is_alive and runs[-1].is_in_this_loop() else None
-        with claiming:
-            if life.borrower is not None:
-                raise ManagerInUseError(
-                    manager.name,
-                    f"already part of {life.borrower}; "
-                    "a manager can be part of only one other manager at a time",
-                )
-            if life.run is not None and life.run.is_alive:
-                raise ManagerInUseError(
-                    manager.name,
-                    f"cannot become part of {self.name} while it is running "
-                    f"(state: {manager.state.value}); call stop() first",
-                )
-            life.loan = loan = Loan(self.name, run, current_event_loop())
-        if run is not None:
-            run.parts.add(life.key)
-        try:
-            async with checked(manager.open_connection()) as connection:
-                yield connection
-        finally:
-            if life.loan is loan:
-                life.loan = None
-
-
-_serial_numbers: Final = count(1)
-
-
-class _FactoryConnectionManager(ConnectionManager[T_co]):
-    def __init__(
-        self, factory: Callable[[], AbstractAsyncContextManager[T_co]], *, name: str | None
-    ) -> None:
-        if not callable(factory):
-            raise TypeError(f"factory must be callable, not {type(factory).__name__}")
-        self._factory_name = _name_of(factory)
-        super().__init__(name=f"from_factory({self._factory_name})" if name is None else name)
-        self._factory = factory
-
-    def open_connection(self) -> AbstractAsyncContextManager[T_co]:
-        return checked(self._factory(), self._factory_name)
-
-
-def _name_of(factory: object) -> str:
-    """Returns the name of a function. Other factories get a number, because many may look the same."""
-    function = factory
-    for _ in range(9):  # a partial may contain itself
-        if isinstance(function, partial):
-            function = cast("partial[object]", function).func
-        elif isinstance(function, MethodType):
-            function = function.__func__
-    is_named = isinstance(function, FunctionType | BuiltinFunctionType | type)
-    name = str(getattr(function if is_named else type(function), "__name__", "?"))
-    if isinstance(function, FunctionType) and name == "<lambda>":
-        name = f"<lambda> in {place(function.__code__, function.__code__.co_firstlineno)}"
-    elif is_named and function is factory:
-        return name
-    return f"{name} #{next(_serial_numbers)}"
+        async with lent(manager, manager._life, self.name, self._life.key) as connection:
+            yield connection

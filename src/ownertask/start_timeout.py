@@ -1,6 +1,7 @@
 """`pause_start_timeout()`: stops the clock of `start_timeout`, for example while a person logs in.
 
-Each run has its own clock (`_owner.py`). This module only finds the runs that the caller is part of.
+Each run has its own clock (`_start_clock.py`). This module only finds the clocks of the runs that the
+caller is part of.
 """
 
 from collections.abc import Generator
@@ -35,11 +36,15 @@ def pause_start_timeout() -> Generator[None]:
         Not affected. `stop()`, a loss and a cancelled `start()` end the attempt as they do outside the
         block.
     """
-    runs = [run for run in runs_around_caller() if run.is_alive]
-    for run in runs:
-        run.command_from_any_thread(run.pause_start_timeout)
+    clocks = [
+        (run, run.start_clock)
+        for run in runs_around_caller()
+        if run.is_alive and run.start_clock is not None
+    ]
+    for run, clock in clocks:
+        run.command_from_any_thread(clock.pause)
     try:
         yield
     finally:
-        for run in runs:
-            run.command_from_any_thread(run.resume_start_timeout)
+        for run, clock in clocks:
+            run.command_from_any_thread(clock.resume)

@@ -1,0 +1,148 @@
+"""Managers with a reconnect policy, and calls that a test can cancel."""
+
+import asyncio
+import contextvars
+
+import anyio
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+from probe import Probe, Stage
+
+from ownertask import ReconnectPolicy
+
+HOUR = 3600
+
+NOW = ReconnectPolicy(initial_delay=0, jitter=0)
+LATER = ReconnectPolicy(initial_delay=HOUR, max_delay=HOUR, jitter=0)
+
+PHASES = ["closing", "delay", "attempt"]
+"""The phases between a loss and the next connection."""
+
+
+async def settle():
+    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
+    for _ in range(30):
+        await checkpoint()
+    await wait_all_tasks_blocked()
+
+
+async def refuse():
+    await checkpoint()
+    raise OSError("refused")
+
+
+def retries(number, **options):
+    return ReconnectPolicy(initial_delay=0, jitter=0, max_retries=number, **options)
+
+
+def levels(caplog):
+    return [record.levelname for record in caplog.records if record.levelno > 10]
+
+
+class Plan:
+    """Awaits its steps one after another, one per call. After the last one it passes a checkpoint."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    async def __call__(self):
+        await (self.steps.pop(0) if self.steps else checkpoint)()
+
+
+class Series(Probe):
+    """A probe with a reconnect policy.
+
+    Args:
+        openings: Awaited while opening, one per attempt. Later attempts succeed.
+        closings: Awaited while closing, one per run.
+
+    Attributes:
+        times: When each attempt began to open.
+        contexts: The context of each attempt.
+        most_alive: The highest number of connections that existed at the same time.
+    """
+
+    def __init__(self, *openings, policy=NOW, closings=(), start_timeout=None):
+        super().__init__(self._open, Plan(*closings))
+        self.reconnect = policy
+        self.start_timeout = start_timeout
+        self.plan = Plan(*openings)
+        self.times = []
+        self.contexts = []
+        self.most_alive = 0
+
+    @property
+    def attempts(self):
+        return len(self.entered)
+
+    async def _open(self):
+        self.times.append(anyio.current_time())
+        self.contexts.append(contextvars.copy_context())
+        self.most_alive = max(self.most_alive, len(self.entered) - len(self.exited))
+        await self.plan()
+
+
+async def reopening(phase, cause=None):
+    """Returns a series whose first connection was lost and that is in `phase`, and the phase's stage.
+
+    The stage ends the phase, except the delay, which lasts an hour.
+    """
+    stage = Stage()
+    openings = [checkpoint, stage] if phase == "attempt" else []
+    closings = [stage] if phase == "closing" else []
+    policy = LATER if phase == "delay" else NOW
+    series = Series(*openings, policy=policy, closings=closings)
+    await series.start()
+    series.connection_lost(OSError("cut") if cause is None else cause)
+    await (settle() if phase == "delay" else stage.reached.wait())
+    return series, stage
+
+
+class Call:
+    """A call in its own task, which the test can cancel.
+
+    Attributes:
+        ended: `None` while the call is waiting, then "returned", "raised" or "cancelled".
+        result: What the call returned.
+        error: The exception that it raised.
+    """
+
+    def __init__(self, task_group, function):
+        self.ended = self.result = self.error = None
+        self._function = function
+        self._scope = anyio.CancelScope()
+        self._task = None
+        self._is_native = False
+        task_group.start_soon(self._run)
+
+    async def _run(self):
+        cancelled = anyio.get_cancelled_exc_class()
+        self._task = asyncio.current_task() if cancelled is asyncio.CancelledError else None
+        with self._scope:
+            try:
+                self.result = await self._function()
+                self.ended = "returned"
+            except Exception as error:
+                self.ended, self.error = "raised", error
+            except cancelled:
+                self.ended = "cancelled"
+                if not self._is_native:
+                    raise
+
+    def cancel(self, kind="scope"):
+        """Cancels the call through its cancel scope or, on asyncio, natively."""
+        self._is_native = kind == "native" and self._task is not None
+        if self._is_native:
+            self._task.cancel()
+        else:
+            self._scope.cancel()
+
+
+async def assert_over(series, state, attempts):
+    """Checks that the series ended for good, and that nothing of it is left."""
+    for _ in range(2):
+        assert series.state is state
+        assert series.attempts == attempts
+        assert not series.is_acquired
+        assert series.reconnecting is None
+        await settle()
