@@ -19,7 +19,13 @@ from mcp import StdioServerParameters
 from memory_server import memory_transport
 from servers import MUTE, SDK, TINY, python_server
 
-from ownertask import ConnectionLostError, ConnectionManager, ConnectionState, StartTimeoutError
+from ownertask import (
+    ConnectionLostError,
+    ConnectionManager,
+    ConnectionState,
+    ReconnectPolicy,
+    StartTimeoutError,
+)
 from ownertask.mcp import (
     ClientConnectionManager,
     ServerExitedError,
@@ -401,6 +407,40 @@ async def test_options_that_the_installed_sdk_does_not_accept_are_rejected(kind)
 def test_an_invalid_transport_is_rejected(kind, transport, error, match):
     with pytest.raises(error, match=match):
         kind(transport)
+
+
+@kinds
+def test_a_reconnect_policy_and_a_watch_function_can_be_passed(kind):
+    async def watch(connection):
+        pass
+
+    assert (kind(TINY).reconnect, kind(TINY).watch) == (None, None)
+    policy = ReconnectPolicy(max_retries=3)
+    manager = kind(TINY, reconnect=policy, watch=watch)
+    for twin in (manager, copy.copy(manager)):
+        assert (twin.reconnect, twin.watch) == (policy, watch)
+        assert (twin.transport.reconnect, twin.transport.watch) == (None, None)
+
+
+@kinds
+def test_a_subclass_can_define_a_policy_and_a_method_watch(kind):
+    class Restless(kind):
+        reconnect = ReconnectPolicy(max_retries=3)
+
+        async def watch(self, connection):
+            pass
+
+    manager = Restless(TINY)
+    assert manager.reconnect is Restless.reconnect
+    assert manager.watch.__self__ is manager
+    assert Restless(TINY, watch=len).watch is len
+
+
+@kinds
+@pytest.mark.parametrize(("argument", "value"), [("reconnect", 3), ("watch", "watch")])
+def test_an_invalid_policy_is_rejected(kind, argument, value):
+    with pytest.raises(TypeError, match=rf"^{argument} must be .*, not "):
+        kind(TINY, **{argument: value})
 
 
 @kinds

@@ -1,6 +1,7 @@
 """Connection managers for MCP sessions and their transports."""
 
 from ._server_exit import ServerExitedError
+from .ping import ping_every
 from .session import (
     ClientConnectionManager,
     ClientOptions,
@@ -26,4 +27,5 @@ __all__ = [
     "TransportStreams",
     "WebSocketConnectionManager",
     "WebSocketHeaders",
+    "ping_every",
 ]

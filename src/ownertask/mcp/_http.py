@@ -9,11 +9,12 @@ from anyio import get_cancelled_exc_class
 from typing_extensions import override
 
 from .._owner import Run
-from .._reason import leaves
+from .._reason import is_a, leaves
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
 from ._http_errors import TOKEN, notes_on, shown_url
+from ._permanent import REFUSALS, has_untrusted_certificate
 from .streams import TransportStreams, watched
 
 if TYPE_CHECKING:
@@ -118,6 +119,17 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         """
         return self.connection if self.state is ConnectionState.OPEN else None
 
+    @override
+    def is_permanent(self, exc: BaseException) -> bool:
+        """Returns whether trying again is pointless after a failure; see `ConnectionManager`.
+
+        In addition to programming errors, these are the HTTP statuses 401 and 403, and a server
+        certificate that is not trusted.
+        """
+        if is_a(exc, _sdk.http.HTTPStatusError) and exc.response.status_code in REFUSALS:
+            return True
+        return has_untrusted_certificate(exc) or super().is_permanent(exc)
+
     @abstractmethod
     def _create_traffic(
         self, lose: "Callable[[Exception], object]", run: "Run[object] | None"
@@ -135,7 +147,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
 
         def tell(error: BaseException | None) -> None:
             # In an open connection, a refused request does not explain why the connection ended.
-            if traffic.refusal is not None and not (run is not None and run.was_open):
+            if traffic.refusal is not None and not (run is not None and run.outcome.was_open):
                 self._add_fact(traffic.refusal)
             for note in notes_on(error):
                 self._add_fact(note)
@@ -148,7 +160,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         try:
             async with self._open_transport(traffic) as streams:
                 try:
-                    yield watched(streams, lose, traffic.read_instead)
+                    yield watched(streams, lose, traffic.read_instead, answers_itself=True)
                 finally:
                     traffic.is_over = True
         except BaseException as error:

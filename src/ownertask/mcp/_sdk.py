@@ -35,14 +35,20 @@ __all__ = [
     "HAS_CLIENT",
     "SESSION_TERMINATED",
     "MCPError",
+    "calls_under_way",
     "check_options",
     "client_type",
     "create_mcp_http_client",
+    "error_code_of",
     "http",
+    "is_answer",
     "message_from_json",
     "message_to_json",
     "next_request_within_origin",
     "open_session",
+    "ping",
+    "read_stream_of",
+    "session_of",
     "sse_streams",
     "stdio_streams",
     "streamable_http_streams",
@@ -55,6 +61,9 @@ FOLLOWS_ALL_REDIRECTS: Final = not hasattr(_httpx_utils, "next_request_within_or
 
 SESSION_TERMINATED: Final = -32600 if HAS_CLIENT else 32600
 """The code of the SDK's error *Session terminated*."""
+
+REQUEST_TIMEOUT: Final = -32001 if HAS_CLIENT else 408
+"""The code of the SDK's error for a request that received no response in time."""
 
 MCPError: Final = import_module("mcp").MCPError if HAS_CLIENT else import_module("mcp").McpError
 if not TYPE_CHECKING:
@@ -174,6 +183,87 @@ def _end_calls(session: ClientSession) -> None:
         # The call already has its response, or its caller is gone.
         with suppress(WouldBlock, BrokenResourceError, ClosedResourceError):
             stream.send_nowait(JSONRPCError(jsonrpc="2.0", id=request_id, error=error))
+
+
+def session_of(connection: object) -> ClientSession:
+    """Returns the session of a connection, which may be a `Client` of 2.x.
+
+    Raises:
+        TypeError: The connection is neither a session nor a client.
+    """
+    if isinstance(connection, ClientSession):
+        return connection
+    if HAS_CLIENT and isinstance(connection, client_type()):
+        return connection.session
+    raise TypeError(f"a ClientSession or a Client is required, not {type(connection).__name__}")
+
+
+def _dispatcher_of(session: ClientSession) -> object:
+    return vars(session)["_dispatcher"] if HAS_CLIENT else session
+
+
+def read_stream_of(session: ClientSession) -> object:
+    """Returns the stream from which the session reads, or `None`.
+
+    In 2.x, a client of a server in the same process has no stream.
+    """
+    return getattr(_dispatcher_of(session), "_read_stream", None)
+
+
+def calls_under_way(session: ClientSession) -> int:
+    """Returns how many requests of the session wait for a response, except for subscriptions.
+
+    The response to a subscription of 2.x only arrives when the subscription ends.
+    """
+    if not HAS_CLIENT:
+        return len(vars(session)["_response_streams"])
+    waiting: Mapping[object, object] = getattr(_dispatcher_of(session), "_pending", {})
+    subscriptions: Mapping[object, object] = vars(session)["_listen_routes"]
+    return len(waiting) - sum(request_id in waiting for request_id in subscriptions)
+
+
+async def ping(session: ClientSession) -> None:
+    """Sends the cheapest request that the protocol of the session has, and waits for the response.
+
+    The options of the session do not limit how long this call waits. If the call is cancelled, 2.x does
+    not notify the server. The notification could block the exit from the session for five seconds.
+
+    The protocol version 2026-07-28 has no ping. Every server must answer `server/discover`.
+
+    Raises:
+        Exception: The server answered with an error, or did not answer; see `is_answer()`.
+    """
+    # Any: 1.x wraps the request, and has no `discover_result`.
+    any_types, any_session, forever = cast("Any", types), cast("Any", session), timedelta(days=36500)
+    if not HAS_CLIENT:
+        request = any_types.ClientRequest(any_types.PingRequest())
+        await any_session.send_request(request, types.EmptyResult, forever)
+        return
+    from mcp.shared.message import ClientMessageMetadata
+
+    request = any_types.PingRequest() if session.discover_result is None else any_types.DiscoverRequest()
+    metadata = ClientMessageMetadata(on_resumption_token_update=_ignore_token)
+    await any_session.send_request(request, types.EmptyResult, forever.total_seconds(), metadata)
+
+
+async def _ignore_token(token: str) -> None:
+    """With such a callback, 2.x does not cancel a request on the server if its caller is cancelled."""
+
+
+def is_answer(error: Exception) -> bool:
+    """Returns whether the exception that a request raised shows that the server answered."""
+    if isinstance(error, ValueError):
+        return True  # the result is invalid
+    details = vars(error).get("error") if isinstance(error, MCPError) else None
+    return isinstance(details, ErrorData) and details.code not in {CONNECTION_CLOSED, REQUEST_TIMEOUT}
+
+
+def error_code_of(message: "SessionMessage") -> int | None:
+    """Returns the code of the error in a message, or `None` if the message is not an error."""
+    # Any: 1.x wraps each message.
+    response: Any = message.message
+    error = getattr(response if HAS_CLIENT else response.root, "error", None)
+    return error.code if isinstance(error, ErrorData) else None
 
 
 @asynccontextmanager

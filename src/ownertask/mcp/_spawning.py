@@ -16,6 +16,7 @@ from mcp.client.stdio import get_default_environment
 from .._backend import current_event_loop
 from .._leftovers import Leftover
 from ._in_thread import in_thread
+from ._permanent import command_errors_marked
 from ._process_group import ProcessGroup
 
 __all__ = ["spawned"]
@@ -67,16 +68,17 @@ class _Spawning:
                 return
             self._is_over.clear()
         try:
-            process = Popen(  # noqa: S603 - the user chose the command
-                [server_params.command, *server_params.args],
-                bufsize=0,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
-                cwd=server_params.cwd,
-                env=get_default_environment() | (server_params.env or {}),
-                start_new_session=True,
-            )
+            with command_errors_marked():
+                process = Popen(  # noqa: S603 - the user chose the command
+                    [server_params.command, *server_params.args],
+                    bufsize=0,
+                    stdin=PIPE,
+                    stdout=PIPE,
+                    stderr=PIPE,
+                    cwd=server_params.cwd,
+                    env=get_default_environment() | (server_params.env or {}),
+                    start_new_session=True,
+                )
             group = ProcessGroup(process, keep_children=self._keep_children)
             with self._lock:
                 self.group = group

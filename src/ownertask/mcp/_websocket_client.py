@@ -26,15 +26,17 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.version import version as library_version
 
+from .._reason import is_a
 from . import _sdk
 from ._base_streams import BaseReadStream, BaseStream
+from ._permanent import REFUSALS
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage
     from websockets.trio.client import ClientConnection as TrioClientConnection
 
-__all__ = ["check_proxy", "check_url", "websocket_streams"]
+__all__ = ["check_proxy", "check_url", "is_refusal", "websocket_streams"]
 
 UNSUPPORTED_DATA: Final = 1003
 PROXY_SCHEMES: Final = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
@@ -91,6 +93,11 @@ def check_proxy(proxy: str) -> None:
             "proxy must be a URL that starts with " + ", ".join(sorted(PROXY_SCHEMES)) + " and "
             "has a host; a port and a user name with a password are optional"
         )
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Returns whether the server refused the upgrade because the client is not authorized."""
+    return is_a(error, InvalidStatus) and error.response.status_code in REFUSALS
 
 
 @asynccontextmanager

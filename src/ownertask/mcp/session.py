@@ -4,7 +4,7 @@ A manager for the streams alone is not enough: the session on top of them has it
 must also be exited in the task that entered it.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import replace
@@ -15,8 +15,9 @@ from urllib.parse import urlsplit, urlunsplit
 from mcp import ClientSession, StdioServerParameters
 from typing_extensions import Unpack, override
 
-from .._arguments import checked_timeout
+from .._arguments import checked_reconnect, checked_timeout, checked_watch
 from ..manager import ConnectionManager
+from ..policy import ReconnectPolicy
 from ..state import ConnectionState
 from . import _sdk
 from ._copying import attributes_in
@@ -100,11 +101,18 @@ class _OnTransport(ConnectionManager[T_co]):
         *,
         name: str | None,
         start_timeout: float | None,
+        reconnect: ReconnectPolicy | None,
+        watch: Callable[[T_co], Awaitable[object]] | None,
     ) -> None:
         self.transport = _as_transport(transport)
         default_name = f"{type(self).__name__} on {self.transport.name}"
         super().__init__(name=default_name if name is None else name)
         self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
+        # A subclass may define a policy, or a method `watch`.
+        if checked_reconnect(reconnect) is not None:
+            self.reconnect = reconnect
+        if checked_watch(watch) is not None:
+            vars(self)["watch"] = watch  # pyright would infer another type from an assignment
 
     @asynccontextmanager
     async def _open_streams(self) -> AsyncGenerator[TransportStreams]:
@@ -138,12 +146,17 @@ class SessionConnectionManager(_OnTransport[ClientSession]):
     stops reading from it. This also works for a transport from `ConnectionManager.from_factory()`.
     """
 
+    connection_type = ClientSession
+    """The class of the connection, for `current`."""
+
     def __init__(
         self,
         transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
         *,
         name: str | None = None,
         start_timeout: float | None = START_TIMEOUT,
+        reconnect: ReconnectPolicy | None = None,
+        watch: Callable[[ClientSession], Awaitable[object]] | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         """Creates a manager without opening anything.
@@ -155,16 +168,21 @@ class SessionConnectionManager(_OnTransport[ClientSession]):
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
+            reconnect: When to open the connection again after a failure; `None` means never.
+            watch: An async function that is called with each session. When it returns or raises, the
+                connection is lost.
             **options: The options of the SDK's `ClientSession`; see `SessionOptions`.
                 `read_timeout_seconds` may be seconds or a `timedelta` with both mcp 1.x and 2.x.
 
         Raises:
-            TypeError: `transport`, `name` or `start_timeout` has the wrong type, or the installed SDK
-                does not accept one of the options.
+            TypeError: An argument has the wrong type, or the installed SDK does not accept one of the
+                options.
             ValueError: `start_timeout` is negative or NaN, or `transport` is neither a valid HTTP URL
                 nor valid server parameters.
         """
-        super().__init__(transport, name=name, start_timeout=start_timeout)
+        super().__init__(
+            transport, name=name, start_timeout=start_timeout, reconnect=reconnect, watch=watch
+        )
         _sdk.check_options(ClientSession, options)
         self.options: SessionOptions = options
 
@@ -192,6 +210,8 @@ class ClientConnectionManager(_OnTransport["Client"]):
         *,
         name: str | None = None,
         start_timeout: float | None = START_TIMEOUT,
+        reconnect: ReconnectPolicy | None = None,
+        watch: "Callable[[Client], Awaitable[object]] | None" = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         """Creates a manager without opening anything.
@@ -203,17 +223,22 @@ class ClientConnectionManager(_OnTransport["Client"]):
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
+            reconnect: When to open the connection again after a failure; `None` means never.
+            watch: An async function that is called with each client. When it returns or raises, the
+                connection is lost.
             **options: The options of the SDK's `Client`; see `ClientOptions`.
 
         Raises:
             RuntimeError: mcp 1.x is installed.
-            TypeError: `transport`, `name` or `start_timeout` has the wrong type, or the installed SDK
-                does not accept one of the options.
+            TypeError: An argument has the wrong type, or the installed SDK does not accept one of the
+                options.
             ValueError: `start_timeout` is negative or NaN, `transport` is neither a valid HTTP URL nor
                 valid server parameters, or the SDK rejects an option's value.
         """
         client_type = _sdk.client_type()
-        super().__init__(transport, name=name, start_timeout=start_timeout)
+        super().__init__(
+            transport, name=name, start_timeout=start_timeout, reconnect=reconnect, watch=watch
+        )
         _sdk.check_options(client_type, options)
         cache = options.get("cache")
         if cache is not None and cache.target_id is None and isinstance(transport, str):
@@ -221,6 +246,11 @@ class ClientConnectionManager(_OnTransport["Client"]):
             options["cache"] = replace(cache, target_id=_without_user_info(transport))
         self.options: ClientOptions = options
         self._create_client()  # opens nothing; lets the SDK check the values of the options
+
+    @property
+    def connection_type(self) -> "type[Client]":
+        """The class of the connection, for `current`."""
+        return _sdk.client_type()
 
     def _create_client(self) -> "Client":
         return _sdk.client_type()(self._open_streams(), **self.options)

@@ -7,7 +7,7 @@ import codecs
 import io
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from mcp import StdioServerParameters
@@ -18,6 +18,7 @@ from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
 from ._copying import attributes_in
+from ._permanent import command_errors_marked, is_command_error
 from ._server_exit import ServerExitedError, ServerRecord
 from ._server_process import Bounds, server_process
 from ._stderr import ErrorLog, ErrorLogWriter, descriptor_of
@@ -196,6 +197,16 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
             if self.stderr_tail:
                 self._add_fact(f"the server's stderr ended with:\n{self.stderr_tail}")
 
+    @override
+    def is_permanent(self, exc: BaseException) -> bool:
+        """Returns whether trying again is pointless after a failure; see `ConnectionManager`.
+
+        In addition to programming errors, these are the errors that are raised if the server cannot be
+        started because its command or working directory does not exist or cannot be used. The exit of a
+        server is not one of them.
+        """
+        return is_command_error(exc) or super().is_permanent(exc)
+
     def _open(
         self, server_params: StdioServerParameters
     ) -> AbstractAsyncContextManager[TransportStreams]:
@@ -220,7 +231,10 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         self, server_params: StdioServerParameters, errlog: ErrorLog | None
     ) -> AsyncGenerator[TransportStreams]:  # pragma: no cover
         with descriptor_of(errlog) as stderr:
-            async with _sdk.stdio_streams(server_params, stderr) as streams:
+            async with AsyncExitStack() as stack:
+                with command_errors_marked():
+                    opening = _sdk.stdio_streams(server_params, stderr)
+                    streams = await stack.enter_async_context(opening)
                 yield watched(streams, lambda: self._lose(EOFError("the server closed its stdout")))
 
     def _lose(self, reason: Exception) -> None:

@@ -134,7 +134,7 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
     def _create_traffic(
         self, lose: Callable[[Exception], object], run: "Run[object] | None"
     ) -> CallTraffic:
-        return CallTraffic(lose, self.name, lambda: run is not None and not run.was_open)
+        return CallTraffic(lose, self.name, lambda: run is not None and not run.outcome.was_open)
 
     @override
     @asynccontextmanager
@@ -150,7 +150,9 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
             try:
                 async with self._open_streams(client, traffic) as streams:
                     yield streams
-                is_healthy = traffic.failure is None and not (run is not None and run.is_lost)
+                is_healthy = traffic.failure is None and not (
+                    run is not None and run.outcome.loss is not None
+                )
             except BaseException as error:
                 kinds = {type(leaf) for leaf in leaves(error)}
                 if traffic.refused is not None and kinds == {_sdk.MCPError}:

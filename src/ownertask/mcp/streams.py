@@ -4,7 +4,8 @@ When the peer dies, the SDK's transports end the read stream but stay open. The 
 stream detects this, so no extra task watches the connection and no message is copied.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from types import TracebackType
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage
 
 __all__ = [
+    "ReadObserver",
     "TransportStreams",
     "checked_streams",
+    "observed",
     "watched",
     "watched_for_writing",
 ]
@@ -46,6 +49,8 @@ def watched(
     on_end: Callable[[], object],
     on_exception: Callable[[Exception], object] = _ignore,
     on_left: OnLeft = _ignore,
+    *,
+    answers_itself: bool = False,
 ) -> TransportStreams:
     """Returns the pair with a read stream that calls `on_end` when a reader reaches its end.
 
@@ -57,17 +62,46 @@ def watched(
     last attempt to read failed.
 
     If the stream is already watched, the earlier functions are called first.
+
+    If `answers_itself` is true, the transport itself answers a call that did not reach the server, with
+    the error code `CONNECTION_CLOSED`.
     """
     read_stream, write_stream = streams
     if isinstance(read_stream, _WatchedReadStream):
         return read_stream.watched_by(on_end, on_exception, on_left), write_stream
-    return _WatchedReadStream(read_stream, on_end, on_exception, on_left), write_stream
+    watched_stream = _WatchedReadStream(read_stream, on_end, on_exception, on_left)
+    watched_stream.answers_itself = answers_itself
+    return watched_stream, write_stream
 
 
 def watched_for_writing(streams: TransportStreams, on_broken: Callable[[], object]) -> TransportStreams:
     """Returns the pair with a write stream that calls `on_broken` when it accepts no more messages."""
     read_stream, write_stream = streams
     return read_stream, _WatchedWriteStream(write_stream, on_broken)
+
+
+class ReadObserver(Protocol):
+    """Learns what the reader of a stream does."""
+
+    def reading(self) -> None:
+        """The reader waits for the next message, so it has processed the last one."""
+
+    def received(self, item: "SessionMessage | Exception", *, answers_itself: bool) -> None:
+        """The reader receives a message, or an exception in place of a message."""
+
+
+@contextmanager
+def observed(stream: object, observer: ReadObserver) -> "Generator[bool]":
+    """Calls the methods of `observer` while the block runs, if the stream comes from `watched()`.
+
+    Yields `True` if it does. When the block begins, the reader may already be waiting for a message.
+    Without an observer, each message costs only one check.
+    """
+    if not isinstance(stream, _WatchedReadStream):
+        yield False
+        return
+    with stream.observed(observer):
+        yield True
 
 
 def checked_streams(opened: object, transport: str) -> TransportStreams:
@@ -112,11 +146,13 @@ class _WatchedReadStream:
         on_left: OnLeft,
     ) -> None:
         self._stream = stream
-        self._receive = stream.receive
+        self._receive: Callable[[], Awaitable[SessionMessage | Exception]] = stream.receive
+        self._observer: ReadObserver | None = None
         self._on_end = on_end
         self._on_exception = on_exception
         self._on_left = on_left
         self._failed_with: type[BaseException] | None = None
+        self.answers_itself = False
         if not hasattr(stream, "last_context"):
             # The SDK reads `last_context` with each message. A missing one would go through
             # __getattr__ each time, which is slow.
@@ -129,12 +165,30 @@ class _WatchedReadStream:
         on_left: OnLeft,
     ) -> "_WatchedReadStream":
         """Returns a stream that also calls these functions, without another layer on each message."""
-        return _WatchedReadStream(
+        stream = _WatchedReadStream(
             self._stream,
             _each(self._on_end, on_end),
             _each(self._on_exception, on_exception),
             _each(self._on_left, on_left),
         )
+        stream.answers_itself = self.answers_itself
+        return stream
+
+    @contextmanager
+    def observed(self, observer: ReadObserver) -> "Generator[None]":
+        receive = self._receive
+
+        def receive_observed() -> "Awaitable[SessionMessage | Exception]":
+            observer.reading()
+            return receive()
+
+        self._receive = receive_observed
+        self._observer = observer
+        try:
+            yield
+        finally:
+            self._receive = receive
+            self._observer = None
 
     async def receive(self) -> "SessionMessage | Exception":
         try:
@@ -142,6 +196,8 @@ class _WatchedReadStream:
         except BaseException as error:
             self._failed(error)
             raise
+        if self._observer is not None:
+            self._observer.received(item, answers_itself=self.answers_itself)
         if isinstance(item, Exception):
             self._on_exception(item)
         return item
@@ -155,6 +211,8 @@ class _WatchedReadStream:
             if isinstance(error, EndOfStream):
                 raise StopAsyncIteration from None
             raise
+        if self._observer is not None:
+            self._observer.received(item, answers_itself=self.answers_itself)
         if isinstance(item, Exception):
             self._on_exception(item)
         return item

@@ -19,6 +19,7 @@ from typing_extensions import TypeAliasType, override
 from .._arguments import checked_size, checked_timeout
 from ..manager import ConnectionManager
 from ..state import ConnectionState
+from ._permanent import has_untrusted_certificate
 from .streams import TransportStreams
 
 if TYPE_CHECKING:
@@ -169,6 +170,19 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
             add_fact=self._add_fact,
         ) as streams:
             yield streams
+
+    @override
+    def is_permanent(self, exc: BaseException) -> bool:
+        """Returns whether trying again is pointless after a failure; see `ConnectionManager`.
+
+        In addition to programming errors, these are an upgrade that the server refused with HTTP status
+        401 or 403, and a server certificate that is not trusted.
+        """
+        return (
+            _websocket_client().is_refusal(exc)
+            or has_untrusted_certificate(exc)
+            or super().is_permanent(exc)
+        )
 
     def _ended(self, closed: "ConnectionClosed") -> None:
         self._add_fact(f"the WebSocket closed: {closed}")

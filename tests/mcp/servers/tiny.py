@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 
 def answer(method, params):
@@ -18,6 +19,9 @@ def answer(method, params):
         return {}
     if tool == "exit":
         os._exit(params["arguments"]["code"])
+    if tool == "block":
+        time.sleep(params["arguments"]["seconds"])
+        return {"content": []}
     if tool == "process_id":
         return {"content": [{"type": "text", "text": str(os.getpid())}]}
     if method == "tools/list":
