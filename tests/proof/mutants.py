@@ -19,6 +19,17 @@ ROOT = Path(__file__).parents[2]
 SEARCH = [f"tests/proof/test_{name}.py" for name in ("odd", "nested", "random", "sweep")]
 THREADS = ["tests/proof/test_threads.py"]
 SIGNALS = ["tests/proof/test_signals.py"]
+RECONNECT = [
+    "tests/test_reconnect.py",
+    "tests/test_reconnect_series.py",
+    "tests/test_reconnect_delays.py",
+]
+POLICY = ["tests/proof/test_random.py", *RECONNECT, "tests/proof/test_sweep.py"]
+WAIT_OPEN = ["tests/proof/test_random.py", "tests/proof/test_sweep.py", "tests/test_wait_open.py"]
+REPORTS = ["tests/test_reports_of_losses.py"]
+BLOCKS = ["tests/test_blocks.py"]
+WATCH = ["tests/test_watch.py"]
+LISTENERS = ["tests/proof/test_random.py", "tests/test_listeners.py"]
 TIMEOUT = 240
 
 
@@ -33,158 +44,134 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant(
         "stop() does not wait for the owner task to end",
-        "manager.py",
+        "_stopping.py",
         (
-            "            await run.over(timeout)\n"
-            "            if not run.is_over:\n"
-            "                await run.forced()\n"
+            "        await over(run, timeout)\n"
+            "        if not run.is_over:\n"
+            "            await forced(run)\n"
         ),
-        "            pass\n",
+        "        pass\n",
     ),
     Mutant(
         "a cancelled start() does not wait for the owner task to end",
-        "manager.py",
-        "cancellation = await run.seen_through() or cancellation",
-        "run.force()",
+        "_starting.py",
+        "        cancellation = await seen_through(run) or cancellation\n",
+        "        run.force()\n",
     ),
     Mutant(
         "a cancelled start() does not cancel the attempt",
-        "manager.py",
-        "if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:",
+        "_starting.py",
+        "if has_left and series.starters == 0 and not series.received:",
         "if False:",
     ),
     Mutant(
         "a cancelled start() cancels an attempt that other calls wait for",
-        "manager.py",
-        "if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:",
-        "if not run.received and not run.is_over and not run.gave_up:",
+        "_starting.py",
+        "if has_left and series.starters == 0 and not series.received:",
+        "if has_left and not series.received:",
     ),
     Mutant(
         "a cancelled start() closes a connection that another call received",
-        "manager.py",
-        "if run.starters == 0 and not run.received and not run.is_over and not run.gave_up:",
-        "if run.starters == 0 and not run.is_over and not run.gave_up:",
+        "_starting.py",
+        "if has_left and series.starters == 0 and not series.received:",
+        "if has_left and series.starters == 0:",
     ),
     Mutant(
         "a failed start() does not wait for the owner task to end",
-        "manager.py",
-        (
-            "            if run.state is not ConnectionState.OPENING:\n"
-            "                await run.over_or_given_up(deadline)\n"
-        ),
+        "_starting.py",
+        "    if run.state not in {ConnectionState.OPENING, ConnectionState.OPEN}:\n        await over_or_given_up(run, deadline)\n",
         "",
     ),
     Mutant(
         "start() does not check the state again after it wakes up",
-        "manager.py",
-        (
-            "            if (received := run.received_connection()) is not None:\n"
-            "                return received[0]\n"
-            "            if"
-        ),
-        (
-            "            if run.was_open:\n"
-            "                run.received = True\n"
-            "                return run._status[1]\n"
-            "            if"
-        ),
+        "_starting.py",
+        "            if (received := run.received_connection()) is not None:\n                return received, run\n",
+        "            if run.outcome.was_open:\n                series.received = True\n                return (run._status[1],), run\n",
     ),
     Mutant(
         "start() swallows its cancellation",
-        "manager.py",
+        "_starting.py",
         "        raise cancellation\n",
-        "        return run.raise_for_starter()\n",
+        "        run.raise_for_starter()\n",
     ),
     Mutant(
         "stop() swallows its cancellation",
-        "manager.py",
-        (
-            "                await run.forced_shielded()\n"
-            "            raise\n"
-            "        if not run.is_over:\n"
-        ),
-        ("                await run.forced_shielded()\n        if not run.is_over:\n"),
+        "_stopping.py",
+        ("            await forced_shielded(run)\n        raise\n    if not run.is_over:\n"),
+        ("            await forced_shielded(run)\n    if not run.is_over:\n"),
     ),
     Mutant(
         "a cancelled stop() does not force the close",
-        "manager.py",
-        (
-            "                await run.forced_shielded()\n"
-            "            raise\n"
-            "        if not run.is_over:\n"
-        ),
-        ("                pass\n            raise\n        if not run.is_over:\n"),
+        "_stopping.py",
+        ("            await forced_shielded(run)\n        raise\n    if not run.is_over:\n"),
+        ("            pass\n        raise\n    if not run.is_over:\n"),
     ),
     Mutant(
         "stop() does not end queued calls of start()",
-        "manager.py",
-        "        self._life.stops += 1\n",
+        "_stopping.py",
+        "    life.stops += 1\n",
         "",
     ),
     Mutant(
         "stop() while opening waits for the attempt instead of cancelling it",
-        "manager.py",
-        ("        if run.state is ConnectionState.OPENING:\n            timeout = 0\n        elif"),
-        (
-            "        if run.state is ConnectionState.OPENING:\n"
-            "            await run.changed()\n"
-            "        elif"
-        ),
+        "_stopping.py",
+        ("    if run.state is ConnectionState.OPENING:\n        timeout = 0\n    elif"),
+        ("    if run.state is ConnectionState.OPENING:\n        await run.changed()\n    elif"),
     ),
     Mutant(
         "every stop() forces the close",
-        "manager.py",
-        ("        run.close()\n        try:\n"),
-        ("        run.force()\n        try:\n"),
+        "_stopping.py",
+        ("    run.close()\n    try:\n"),
+        ("    run.force()\n    try:\n"),
     ),
     Mutant(
         "start() while closing does not wait for the close to end",
-        "manager.py",
-        "            await self._wait_for_close(run, stops, timeout, deadline)\n",
-        ("            run = None\n            break\n"),
+        "_starting.py",
+        "        if (received := await _behind_close(life, run, stops, timeout, deadline)) is not None:\n            return received[0]\n",
+        "        run = None\n        break\n",
     ),
     Mutant(
         "exiting an `async with` block does not stop its run",
-        "manager.py",
+        "_stopping.py",
         (
-            "        if belongs and run is not None and self._is_left(run):\n"
-            "            await self._stop(run, STOP_TIMEOUT)\n"
+            "    if belongs and run is not None and _is_left(life, run):\n"
+            "        await _close(run, STOP_TIMEOUT)\n"
         ),
         "",
     ),
     Mutant(
         "a cancelled run() does not close the connection",
-        "manager.py",
-        ("            await run.forced_shielded()\n            raise\n        run.raise_exception()\n"),
-        ("            raise\n        run.raise_exception()\n"),
+        "_stopping.py",
+        ("        await forced_shielded(series.newest)\n        raise\n    run.raise_exception()\n"),
+        ("        raise\n    run.raise_exception()\n"),
     ),
     Mutant(
         "the start_timeout is ignored",
-        "_owner.py",
-        "            self._set_timer(self._time_left, lambda: self.expire(timeout))\n",
+        "_start_clock.py",
+        "            self._run.timer.set(self._time_left, lambda: self._run.expire(self._timeout))\n",
         "            pass\n",
     ),
     Mutant(
         "an attempt that runs out of time is not cancelled",
         "_owner.py",
         (
-            "            self._expired_timeout = timeout\n"
+            "            self.outcome.expired_timeout = timeout\n"
             "            self._move(CLOSING)\n"
             "            self._cancel()\n"
         ),
-        ("            self._expired_timeout = timeout\n            self._move(CLOSING)\n"),
+        ("            self.outcome.expired_timeout = timeout\n            self._move(CLOSING)\n"),
     ),
     Mutant(
         "the connection is published although the attempt was ended in the same tick",
         "_owner.py",
-        "        if self.state is not OPENING:\n            return  # stopped",
-        "        if self.is_over:\n            return  # stopped",
+        ("        if self.state is not OPENING:\n            return  # stopped"),
+        ("        if self.is_over:\n            return  # stopped"),
     ),
     Mutant(
         "a loss while opening is ignored",
         "_owner.py",
-        "        if was_opening or self.state is OPEN:\n            self._loss",
-        "        if self.state is OPEN:\n            self._loss",
+        ("        if was_opening or self.state is OPEN:\n            self.outcome.loss"),
+        ("        if self.state is OPEN:\n            self.outcome.loss"),
     ),
     Mutant(
         "a crash of the transport does not count as a loss",
@@ -195,20 +182,20 @@ MUTANTS = [
     Mutant(
         "a loss does not wake up the owner",
         "_owner.py",
-        "            self._move(CLOSING)\n            if was_opening:\n",
-        "            self._status = (CLOSING, None, None)\n            if was_opening:\n",
+        ("            self._move(CLOSING)\n            if was_opening:\n"),
+        ("            self._status = (CLOSING, None, None)\n            if was_opening:\n"),
     ),
     Mutant(
         "a close after a loss has no time limit",
         "_owner.py",
-        "            else:\n                self.force_within(STOP_TIMEOUT)\n        elif",
+        ("            else:\n                self.force_within(STOP_TIMEOUT)\n        elif"),
         "        elif",
     ),
     Mutant(
         "a state change does not wake up waiting calls",
         "_owner.py",
-        ("        self._status = (state, connection, failure)\n        self._notify()\n"),
-        "        self._status = (state, connection, failure)\n",
+        "        self.notify()\n        self._announce(old, state)\n",
+        "        self._announce(old, state)\n",
     ),
     Mutant(
         "a state change wakes up only one waiting call",
@@ -231,11 +218,8 @@ MUTANTS = [
     Mutant(
         "the owner closes the connection as soon as it is open",
         "_owner.py",
-        (
-            "                    while self.state is OPEN:\n"
-            "                        await self.changed()\n"
-        ),
-        "",
+        ("        while self.state is OPEN:\n            await self.changed()\n"),
+        "        pass\n",
     ),
     Mutant(
         "a cancellation escapes from the owner task",
@@ -245,13 +229,13 @@ MUTANTS = [
     ),
     Mutant(
         "an error while closing is not logged",
-        "_owner.py",
-        '                log(WARNING, "%s: error while closing", self.name, exc_info=error)\n',
+        "_outcome.py",
+        '                log(WARNING, "%s: error while closing", self._name, exc_info=error)\n',
         "                pass\n",
     ),
     Mutant(
         "a loss is logged twice",
-        "_owner.py",
+        "_outcome.py",
         '            log(level, "%s", failure.exception, exc_info=failure.exception)\n',
         (
             "            for _ in range(2):\n"
@@ -260,43 +244,43 @@ MUTANTS = [
     ),
     Mutant(
         "the connection can be read while it is closing",
-        "_owner.py",
-        "        if state is OPEN:\n            if self._loop.is_other",
-        "        if state is OPEN or state is CLOSING:\n            if self._loop.is_other",
+        "_run_view.py",
+        ("        if state is OPEN:\n            if self.loop.is_other"),
+        ("        if state is OPEN or state is CLOSING:\n            if self.loop.is_other"),
     ),
     Mutant(
         "the owner task does not cancel its timers when it ends",
-        "_owner.py",
+        "_timer.py",
         (
             "            self._timer.cancel()\n"
             "            self._timer = None\n"
             "            for _ in range(3):"
         ),
-        "            self._timer = None\n            for _ in range(3):",
+        ("            self._timer = None\n            for _ in range(3):"),
     ),
     Mutant(
         "a timer that stop() sets in the owner task's last step is not cancelled",
-        "_owner.py",
+        "_timer.py",
         "        while self._timer is not None:",
         "        if self._timer is not None:",
     ),
     Mutant(
         "the owner task ends before its timers",
-        "_owner.py",
+        "_timer.py",
         "            for _ in range(3):",
         "            for _ in range(1):",
     ),
     Mutant(
         "a second native cancellation ends the wait of a cancelled start()",
-        "_owner.py",
-        ("            except self.cancelled_type as exc:\n                cancellation = exc\n"),
-        ("            except self.cancelled_type as exc:\n                return exc\n"),
+        "_waiting.py",
+        ("        except run.cancelled_type as exc:\n            cancellation = exc\n"),
+        ("        except run.cancelled_type as exc:\n            return exc\n"),
     ),
     Mutant(
         "the wait of a cancelled stop() is not shielded",
-        "_owner.py",
-        "        await self._loop.shielded(self.forced)\n",
-        "        await self.forced()\n",
+        "_waiting.py",
+        "    await run.loop.shielded(lambda: forced(run))\n",
+        "    await forced(run)\n",
     ),
     Mutant(
         "a cancellation from outside reaches the owner task natively",
@@ -318,69 +302,74 @@ MUTANTS = [
     ),
     Mutant(
         "stop() keeps waiting after its timeout instead of forcing the close",
-        "_owner.py",
-        "            while not self.is_over and not self.has_passed(deadline):\n",
-        "            while not self.is_over:\n",
+        "_waiting.py",
+        "        while not run.is_over and not run.has_passed(deadline):\n",
+        "        while not run.is_over:\n",
     ),
     Mutant(
         "a loss while opening does not cancel the attempt",
         "_owner.py",
-        "            if was_opening:\n                self._cancel()\n            else:\n                self.force_within",
-        "            if not was_opening:\n                self.force_within",
+        (
+            "            if was_opening:\n"
+            "                self._cancel()\n"
+            "            else:\n"
+            "                self.force_within"
+        ),
+        ("            if not was_opening:\n                self.force_within"),
     ),
     Mutant(
         "the consequence of a loss while opening is raised instead of its reason",
-        "_owner.py",
+        "_outcome.py",
         "        is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self.was_open)\n",
         "        is_bare = loss is None or not self.was_open\n",
     ),
     Mutant(
         "a start() that runs out of time does not fail its attempt",
-        "manager.py",
-        "                run.expire(timeout)\n",
-        "                pass\n",
+        "_starting.py",
+        "            run.expire(timeout)\n",
+        "            pass\n",
     ),
     Mutant(
         "a second native cancellation does not end the wait of a cancelled run()",
-        "manager.py",
-        ("            await run.forced_shielded()\n            raise\n        run.raise_exception()\n"),
-        ("            await run.seen_through()\n            raise\n        run.raise_exception()\n"),
+        "_stopping.py",
+        ("        await forced_shielded(series.newest)\n        raise\n    run.raise_exception()\n"),
+        ("        await seen_through(series.newest)\n        raise\n    run.raise_exception()\n"),
     ),
     Mutant(
         "the first exit of several blocks stops the manager",
         "_blocks.py",
-        "        return not self.need(run) and self._run is run and self._has_exit\n",
-        "        return self._run is run and self._has_exit\n",
+        "        return not self.need(series) and self._series is series and self._has_exit\n",
+        "        return self._series is series and self._has_exit\n",
     ),
     Mutant(
         "an exit stops the manager although a block waits to enter",
         "_blocks.py",
-        "        return is_used or any(run.is_in(waiting.loop) for waiting in tuple(self._waiting))\n",
+        "        return is_used or any(series.is_in(waiting.loop) for waiting in tuple(self._waiting))\n",
         "        return is_used\n",
     ),
     Mutant(
         "a block that waits in a closed event loop counts forever",
         "_blocks.py",
-        "any(run.is_in(waiting.loop) for waiting in tuple(self._waiting))",
+        "any(series.is_in(waiting.loop) for waiting in tuple(self._waiting))",
         "bool(self._waiting)",
     ),
     Mutant(
         "the last exit stops what start() opened",
-        "manager.py",
-        "        return run.is_alive and not run.is_kept and",
-        "        return run.is_alive and",
+        "_stopping.py",
+        "    return run.is_alive and not run.series.is_kept and",
+        "    return run.is_alive and",
     ),
     Mutant(
         "a start() that goes away keeps the run open for longer than its blocks",
-        "manager.py",
-        "            run.is_kept = False\n",
-        "            pass\n",
+        "_starting.py",
+        "        series.is_kept = False\n",
+        "        pass\n",
     ),
     Mutant(
         "a block that is cancelled while it enters leaves the connection open",
-        "manager.py",
-        "                error = await run.seen_through() or error\n",
-        "                pass\n",
+        "_stopping.py",
+        "            error = await seen_through(run) or error\n",
+        "            pass\n",
     ),
     Mutant(
         "an exit is never matched with the entry of the same task",
@@ -400,9 +389,9 @@ MUTANTS = [
     ),
     Mutant(
         "a manager that is lent can be started",
-        "manager.py",
+        "_life.py",
         (
-            "            if life.borrower is not None:\n"
+            "            if self.borrower is not None:\n"
             "                raise ManagerInUseError(\n"
             "                    self.name,"
         ),
@@ -414,23 +403,19 @@ MUTANTS = [
     ),
     Mutant(
         "a manager can be lent twice",
-        "manager.py",
+        "_lending.py",
         (
-            "            if life.borrower is not None:\n"
-            "                raise ManagerInUseError(\n"
-            "                    manager.name,"
+            "        if life.borrower is not None:\n"
+            "            raise ManagerInUseError(\n"
+            "                manager.name,"
         ),
-        (
-            "            if False:\n"
-            "                raise ManagerInUseError(\n"
-            "                    manager.name,"
-        ),
+        ("        if False:\n            raise ManagerInUseError(\n                manager.name,"),
     ),
     Mutant(
         "a manager that is running can be lent",
-        "manager.py",
-        "            if life.run is not None and life.run.is_alive:\n                raise ManagerInUseError(",
-        "            if False:\n                raise ManagerInUseError(",
+        "_lending.py",
+        ("        if life.run is not None and life.run.is_alive:\n            raise ManagerInUseError("),
+        ("        if False:\n            raise ManagerInUseError("),
     ),
     Mutant(
         "what was lent to a run in a closed event loop stays lent",
@@ -440,9 +425,9 @@ MUTANTS = [
     ),
     Mutant(
         "the run of a loan is known only one level deep",
-        "manager.py",
-        "        runs = [run for run in runs_around_caller() if own.key in run.parts]\n",
-        "        runs = [run for run in runs_around_caller() if run is own.run]\n",
+        "_lending.py",
+        "    runs = [run for run in runs_around_caller() if key in run.parts]\n",
+        "    runs = [run for run in runs_around_caller() if run.series.key is key]\n",
     ),
     Mutant(
         "a callback of a run that is over reports a loss of the present one",
@@ -454,13 +439,13 @@ MUTANTS = [
         "a callback of a run that is over reports a loss of a manager that was lent to it",
         "_life.py",
         "        runs = [run for run in runs_around_caller() if self.key in run.parts]\n",
-        "        runs = [run for run in runs_around_caller() if run is own]\n",
+        "        runs = [run for run in runs_around_caller() if run is self.run]\n",
     ),
     Mutant(
         "a loss of an inner manager is ignored",
         "_life.py",
-        "        current = own if loan is None or not loan.is_alive else loan.run\n",
-        "        current = own\n",
+        '        return cast("Run[object] | None", self.run) if loan is None or not loan.is_alive else loan.run\n',
+        '        return cast("Run[object] | None", self.run)\n',
     ),
     Mutant(
         "a method of an exception is called when it is raised",
@@ -505,16 +490,16 @@ MUTANTS = [
     ),
     Mutant(
         "another thread may start a manager between the check and the start",
-        "manager.py",
+        "_life.py",
         (
             "        with claiming:\n"
-            "            if life.borrower is not None:\n"
+            "            if self.borrower is not None:\n"
             "                raise ManagerInUseError(\n"
             "                    self.name,"
         ),
         (
             "        if True:\n"
-            "            if life.borrower is not None:\n"
+            "            if self.borrower is not None:\n"
             "                raise ManagerInUseError(\n"
             "                    self.name,"
         ),
@@ -522,25 +507,25 @@ MUTANTS = [
     ),
     Mutant(
         "start() does not check again for a run in another thread",
-        "manager.py",
-        '            self._alive_run("start")  # raises if a thread with another event loop was faster\n',
+        "_life.py",
+        '            self.alive_run("start")  # raises if a thread with another event loop was faster\n',
         "",
         THREADS,
     ),
     Mutant(
         "another thread may start a manager between the check and the loan",
-        "manager.py",
+        "_lending.py",
         (
-            "        with claiming:\n"
-            "            if life.borrower is not None:\n"
-            "                raise ManagerInUseError(\n"
-            "                    manager.name,"
+            "    with claiming:\n"
+            "        if life.borrower is not None:\n"
+            "            raise ManagerInUseError(\n"
+            "                manager.name,"
         ),
         (
-            "        if True:\n"
-            "            if life.borrower is not None:\n"
-            "                raise ManagerInUseError(\n"
-            "                    manager.name,"
+            "    if True:\n"
+            "        if life.borrower is not None:\n"
+            "            raise ManagerInUseError(\n"
+            "                manager.name,"
         ),
         THREADS,
     ),
@@ -560,7 +545,7 @@ MUTANTS = [
     ),
     Mutant(
         "the state is read in two steps",
-        "_owner.py",
+        "_run_view.py",
         (
             "        status = self._status  # read last, so that a failure just before the loop closes is still seen\n"
             "        return status if can_change or status[0] in OVER else (CLOSED, None, None)\n"
@@ -571,9 +556,450 @@ MUTANTS = [
     Mutant(
         "a loss in a signal handler takes effect at once",
         "_owner.py",
-        "        if self.is_in_this_loop() and not in_signal_handler():\n",
-        "        if self.is_in_this_loop():\n",
+        "        if self.loop.is_current() and not in_signal_handler():\n",
+        "        if self.loop.is_current():\n",
         SIGNALS,
+    ),
+    Mutant(
+        "stop() during the delay or the attempt does not prevent the next attempt",
+        "_owner.py",
+        ("        self.series.end()\n        if self.state is OPENING or self.state is OPEN:\n"),
+        (
+            "        if self.state is OPENING:\n"
+            "            self.outcome.loss = Loss(LOST, None)\n"
+            "            self._move(CLOSING)\n"
+            "        if self.state is OPEN:\n"
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "stop() while a lost connection closes does not prevent the next attempt",
+        "_owner.py",
+        ("        self.series.end()\n        if self.state is OPENING:\n            self.force()\n"),
+        (
+            "        if self.state is not CLOSING:\n"
+            "            self.series.end()\n"
+            "        if self.state is OPENING:\n"
+            "            self.force()\n"
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "a forced close of a lost connection does not prevent the next attempt",
+        "_owner.py",
+        ("        self.series.end()\n        if self.state is OPENING or self.state is OPEN:\n"),
+        (
+            "        if self.state is not CLOSING:\n"
+            "            self.series.end()\n"
+            "        if self.state is OPENING or self.state is OPEN:\n"
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "a cancelled start() while reopening ends the policy",
+        "_series.py",
+        "        self.received = self.received or run.outcome.was_open\n",
+        "        self.received = False\n",
+        POLICY,
+    ),
+    Mutant(
+        "an attempt of a start() that went away is repeated",
+        "_starting.py",
+        (
+            "        series.end()\n"
+            "        if timeout is not None and cancellation is None:\n"
+            "            run.expire(timeout)\n"
+            "        cancellation = await seen_through(run) or cancellation\n"
+        ),
+        (
+            "        if timeout is not None and cancellation is None:\n"
+            "            series.end()\n"
+            "            run.expire(timeout)\n"
+            "            cancellation = await seen_through(run) or cancellation\n"
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "a start() that goes away is not missed while a policy is at work",
+        "_starting.py",
+        "if has_left and series.starters == 0 and not series.received:",
+        "if has_left and series.starters == 0 and not series.received and not series.may_continue:",
+        POLICY,
+    ),
+    Mutant(
+        "the next run begins while the last one is closing",
+        "_owner.py",
+        (
+            "            self._move(CLOSING)\n"
+            "            if was_opening:\n"
+            "                self._cancel()\n"
+            "            else:\n"
+            "                self.force_within"
+        ),
+        (
+            "            self._move(CLOSING)\n"
+            "            if self.series.may_continue and not was_opening:\n"
+            "                self.series.begin_next(self, Failure(self.outcome.loss_error(), is_ours=True))\n"
+            "            if was_opening:\n"
+            "                self._cancel()\n"
+            "            else:\n"
+            "                self.force_within"
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "a run that was open for long does not start the count of failures again",
+        "_series.py",
+        ("            self._failures = 0\n        self._failures += 1"),
+        ("            pass\n        self._failures += 1"),
+        POLICY,
+    ),
+    Mutant(
+        "every run that was open starts the count of failures again",
+        "_series.py",
+        "        if run.outcome.was_open and run.open_for >= policy.stable_after:",
+        "        if run.outcome.was_open:",
+        POLICY,
+    ),
+    Mutant(
+        "the time of closing counts as time in which the connection was open",
+        "_series.py",
+        "run.open_for >= policy.stable_after",
+        "run.loop.time() - run._opened_at >= policy.stable_after",
+        POLICY,
+    ),
+    Mutant(
+        "a failed run is not counted",
+        "_series.py",
+        "        self._failures += 1\n",
+        "        self._failures = self._failures or 1\n",
+        POLICY,
+    ),
+    Mutant(
+        "max_retries allows one more attempt",
+        "_series.py",
+        "self._failures > policy.max_retries",
+        "self._failures > policy.max_retries + 1",
+        POLICY,
+    ),
+    Mutant(
+        "max_retries is ignored",
+        "_series.py",
+        "        is_spent = policy.max_retries is not None and self._failures > policy.max_retries\n",
+        "        is_spent = False\n",
+        POLICY,
+    ),
+    Mutant(
+        "a permanent failure is tried again",
+        "_series.py",
+        "        if is_spent or self._is_permanent(failure, policy) or",
+        "        if is_spent or",
+        POLICY,
+    ),
+    Mutant(
+        "a loss is judged by itself instead of its cause",
+        "_series.py",
+        "        cause = failure.exception.__cause__ if failure.is_loss else None\n",
+        "        cause = None\n",
+        POLICY,
+    ),
+    Mutant(
+        "the next attempt begins at once",
+        "_series.py",
+        "Run(self, self._delay)",
+        "Run(self, 0.0)",
+        POLICY,
+    ),
+    Mutant(
+        "the next run does not wait for its delay",
+        "_series.py",
+        "Run(self, self._delay)",
+        "Run(self)",
+        POLICY,
+    ),
+    Mutant(
+        "the manager does not know its next run",
+        "_series.py",
+        "self.newest = self._life.run = Run(",
+        "self.newest = Run(",
+        POLICY,
+    ),
+    Mutant(
+        "the state of a failed run is announced after its successor's",
+        "_series.py",
+        "        self.newest.announce_opening(ConnectionState.FAILED)\n",
+        "",
+        LISTENERS,
+    ),
+    Mutant(
+        "listeners hear of the next run before they hear of the end of the failed one",
+        "_owner.py",
+        "        self._move(CLOSED if failure is None else FAILED, failure=failure)\n",
+        (
+            "        if is_followed:\n"
+            "            self.series.announce_next(self)\n"
+            "            is_followed = False\n"
+            "        self._move(CLOSED if failure is None else FAILED, failure=failure)\n"
+        ),
+        LISTENERS,
+    ),
+    Mutant(
+        "a loss that is reported during the delay counts",
+        "_owner.py",
+        ("        if not self.is_delayed:\n            self.lose(cause, message)\n"),
+        "        self.lose(cause, message)\n",
+        POLICY,
+    ),
+    Mutant(
+        "the start_timeout counts from the beginning of the delay",
+        "_owner.py",
+        ("        else:\n            self.timer.set(delay, self._end_delay)\n"),
+        (
+            "        else:\n"
+            "            self._resume_start_clock()\n"
+            "            self.loop.call_later(delay, self._end_delay)\n"
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "an attempt after a delay has no start_timeout",
+        "_owner.py",
+        ("        self.is_delayed = False\n        self._resume_start_clock()\n"),
+        "        self.is_delayed = False\n",
+        POLICY,
+    ),
+    Mutant(
+        "the delay does not end",
+        "_owner.py",
+        ("        self.is_delayed = False\n        self._resume_start_clock()\n        self.notify()\n"),
+        "        self.notify()\n",
+        POLICY,
+    ),
+    Mutant(
+        "a loss of the owner task by cancellation from outside is followed by another run",
+        "_owner.py",
+        ("            self.series.end()\n            self.lose(None, CANCELLED_OUTSIDE)\n"),
+        "            self.lose(None, CANCELLED_OUTSIDE)\n",
+        POLICY,
+    ),
+    Mutant(
+        "the end of the event loop is followed by another run",
+        "_owner.py",
+        "        if failure is not None and not is_exiting and self.series",
+        "        if failure is not None and self.series",
+        POLICY,
+    ),
+    Mutant(
+        "the runs of a series share their context variables",
+        "_series.py",
+        "        return self._context.copy() if self.policy is not None else self._context\n",
+        "        return self._context\n",
+        POLICY,
+    ),
+    Mutant(
+        "a block does not move to the next run",
+        "_blocks.py",
+        "if self._series is not None and (self._series is not series or not self._series.is_alive)",
+        "if self._series is not None and (self._series is not series or self._series._failures)",
+        POLICY,
+    ),
+    Mutant(
+        "the last exit while a lost connection closes does not end the policy",
+        "_stopping.py",
+        ("    if belongs and run is not None and _is_left(life, run):\n        await _close("),
+        (
+            "    if belongs and run is not None and run.state is not ConnectionState.CLOSING and _is_left(life, run):\n"
+            "        await _close("
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "the last exit during the delay does not end the policy",
+        "_stopping.py",
+        ("    if belongs and run is not None and _is_left(life, run):\n        await _close("),
+        (
+            "    if belongs and run is not None and not run.is_delayed and _is_left(life, run):\n"
+            "        await _close("
+        ),
+        POLICY,
+    ),
+    Mutant(
+        "a block that is cancelled behind a close forces it",
+        "_stopping.py",
+        ("            if run.state is ConnectionState.CLOSING:\n                run.series.end()  #"),
+        ("            if False:\n                run.series.end()  #"),
+        BLOCKS,
+    ),
+    Mutant(
+        "a block that is cancelled behind a close leaves the policy at work",
+        "_stopping.py",
+        "                run.series.end()  # another call closes the connection, or it was lost\n",
+        "                pass\n",
+        POLICY,
+    ),
+    Mutant(
+        "wait_open() returns while the connection closes",
+        "_starting.py",
+        (
+            "        if run is None or run.state is ConnectionState.OPEN:\n"
+            "            if run is not None:\n"
+            "                return (run.connection,)"
+        ),
+        (
+            "        if run is None or run.state is ConnectionState.OPEN or run.outcome.was_open:\n"
+            "            if run is not None:\n"
+            "                return (run._status[1],)"
+        ),
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "wait_open() counts as a caller that waits for an attempt",
+        "_starting.py",
+        ("        await run.changed(deadline)\n\n\ndef _deadline"),
+        (
+            "        run.series.starters += 1\n"
+            "        try:\n"
+            "            await run.changed(deadline)\n"
+            "        finally:\n"
+            "            run.series.starters -= 1\n"
+            "\n"
+            "\n"
+            "def _deadline"
+        ),
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "wait_open() raises while a lost connection closes",
+        "_starting.py",
+        "if run.state is ConnectionState.CLOSING and not run.queued and run.series.policy is None:",
+        "if run.state is ConnectionState.CLOSING and not run.queued:",
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "wait_open() forgets a start() that waits behind a close",
+        "_starting.py",
+        "if run.state is ConnectionState.CLOSING and not run.queued and run.series.policy is None:",
+        "if run.state is ConnectionState.CLOSING and run.series.policy is None:",
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "wait_open() raises before the start() behind a close begins a run",
+        "_starting.py",
+        "            if last is None or not last.queued or not last.loop.is_current():\n",
+        "            if last is None or True:\n",
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "wait_open() forgets a start() that waits for the policy behind a close",
+        "_starting.py",
+        "    run.queued += life.stops == stops  # the caller",
+        "    run.queued += run.series.policy is None and life.stops == stops  # the caller",
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "wait_open() waits for a start() that was stopped",
+        "_stopping.py",
+        "        life.run.queued = 0\n",
+        "        pass\n",
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "wait_open() ignores its timeout",
+        "_starting.py",
+        (
+            "        if timeout is not None and run.has_passed(deadline):\n"
+            "            raise run.start_timeout_error(timeout)\n"
+            "        await run.changed(deadline)\n"
+            "\n"
+            "\n"
+            "def _deadline"
+        ),
+        ("        await run.changed()\n\n\ndef _deadline"),
+        WAIT_OPEN,
+    ),
+    Mutant(
+        "start() while a lost connection closes waits only for that run",
+        "_starting.py",
+        "if is_expired or run.surrounds_caller() or run.series.policy is None:",
+        "if True:",
+        POLICY,
+    ),
+    Mutant(
+        "start() waits only for the present attempt",
+        "_starting.py",
+        "            if run is series.newest:\n                break\n",
+        "            break\n",
+        POLICY,
+    ),
+    Mutant(
+        "start() begins a run although the one it waited for failed",
+        "_starting.py",
+        "    if received is None and last is not run:\n        last.raise_for_starter()\n",
+        "",
+        POLICY,
+    ),
+    Mutant(
+        "wait_closed() returns at the end of the first run",
+        "_waiting.py",
+        "        if run is series.newest:\n            return run\n        run = series.newest\n",
+        "        return run\n",
+        POLICY,
+    ),
+    Mutant(
+        "`reconnecting` describes a series that is over",
+        "_series.py",
+        "        if failure is None or self.newest.visible_state is not ConnectionState.OPENING:\n",
+        "        if failure is None:\n",
+        POLICY,
+    ),
+    Mutant(
+        "`connection` does not say why it is reopened",
+        "_run_view.py",
+        "            failure = self._last_failure\n",
+        "            pass\n",
+        POLICY,
+    ),
+    Mutant(
+        "a StartTimeoutError does not name the last failure",
+        "_outcome.py",
+        ("        if last is not None:\n            details ="),
+        ("        if False:\n            details ="),
+        POLICY,
+    ),
+    Mutant(
+        "the context manager is exited while watch() is running",
+        "_watching.py",
+        ("        yield\n        task_group.cancel_scope.cancel()\n"),
+        "        yield\n",
+        WATCH,
+    ),
+    Mutant(
+        "the end of watch() is not a loss",
+        "_watching.py",
+        ("        else:\n            lose(None, WATCH_ENDED)\n"),
+        "",
+        WATCH,
+    ),
+    Mutant(
+        "an exception of watch() is not a loss",
+        "_watching.py",
+        "            lose(exc, LOST)\n",
+        "            pass\n",
+        WATCH,
+    ),
+    Mutant(
+        "only the first run of a series is watched",
+        "_owner.py",
+        "            if series.newest is self:\n                series.end()\n",
+        "            series.watch = None\n            if series.newest is self:\n                series.end()\n",
+        WATCH,
+    ),
+    Mutant(
+        "a connection that is no longer open can be reported lost",
+        "_life.py",
+        "        return run is not None and run.is_open(connection)\n",
+        "        return run is not None\n",
+        REPORTS,
     ),
 ]
 

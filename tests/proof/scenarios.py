@@ -8,7 +8,13 @@ from anyio.lowlevel import checkpoint
 from proof.session import RecordingSessionManager
 from proof.sweep import Boom, Scenario
 
-from ownertask import ConnectionLostError, ConnectionStoppedError, StartTimeoutError
+from ownertask import (
+    ConnectionLostError,
+    ConnectionStoppedError,
+    NotConnectedError,
+    ReconnectPolicy,
+    StartTimeoutError,
+)
 
 
 async def fail():
@@ -44,6 +50,15 @@ def fail_if_cancelled(unit):
             await anyio.sleep(3 * unit)
         except anyio.get_cancelled_exc_class():
             raise Boom("a consequence") from None
+
+    return stage
+
+
+def fail_once(_unit):
+    stages = iter([fail])
+
+    async def stage():
+        await next(stages, checkpoint)()
 
     return stage
 
@@ -106,6 +121,41 @@ async def lose_and_wait(world):
     world.manager.connection_lost()
     with world.bounded("wait_closed()", 30), suppress(ConnectionLostError):
         await world.manager.wait_closed()
+
+
+async def lose_beforehand(world):
+    """Lets the connection be lost. The scenario begins while it is closing."""
+    await world.checked_start()
+    world.lost.append(world.manager._life.run)
+    world.manager.connection_lost()
+    await checkpoint()
+
+
+async def wait_for_delay(world):
+    await lose_beforehand(world)
+    while world.manager.reconnecting is None:
+        await checkpoint()
+    for _ in range(9):  # the owner task begins to wait
+        await checkpoint()
+
+
+async def wait_for_attempt(world):
+    await wait_for_delay(world)
+    while world.manager._life.run.is_delayed:
+        await anyio.sleep(world.unit)
+
+
+async def wait_open(world):
+    await world.checked_wait_open()
+
+
+async def enter_and_lose(world):
+    async with world.manager as first:
+        world.lost.append(world.manager._life.run)
+        world.manager.connection_lost()
+        second = await world.manager.wait_open()
+        world.check("the lost connection was not opened again", second is not first)
+    world.check("3: the block was exited, but the owner task is alive", world.is_over())
 
 
 async def stop_two_seconds_later(world):
@@ -188,6 +238,25 @@ async def wait_closed(world):
 def scenario(caller, *, opening=None, closing=None, **options):
     stages = {"opening": opening or seconds(0), "closing": closing or seconds(0)}
     return Scenario(caller, **stages, **options)
+
+
+def policy(unit):
+    return ReconnectPolicy(initial_delay=1.5 * unit, jitter=0)
+
+
+NO_CONNECTION = (NotConnectedError, ConnectionLostError)
+
+
+def reopening(caller, prepare, **options):
+    return scenario(
+        caller,
+        prepare=prepare,
+        reconnect=policy,
+        is_reopening=True,
+        bound=20,
+        allowed=NO_CONNECTION if caller is wait_open else (),
+        **options,
+    )
 
 
 def session_scenario(caller, **options):
@@ -327,6 +396,23 @@ SCENARIOS = {
     ),
     "loss with a hanging close": scenario(
         lose_and_wait, prepare=start_beforehand, closing=seconds(99), bound=30, is_forced=True
+    ),
+    "start while a lost connection closes": reopening(start, lose_beforehand, closing=seconds(3)),
+    "start during the delay": reopening(start, wait_for_delay),
+    "start while reopening": reopening(start, wait_for_attempt, opening=seconds(3)),
+    "wait_open while a lost connection closes": reopening(
+        wait_open, lose_beforehand, closing=seconds(3)
+    ),
+    "wait_open during the delay": reopening(wait_open, wait_for_delay),
+    "wait_open while reopening": reopening(wait_open, wait_for_attempt, opening=seconds(3)),
+    "stop while a lost connection closes": reopening(
+        stop, lose_beforehand, closing=seconds(3), stop_bound=3
+    ),
+    "stop during the delay": reopening(stop, wait_for_delay, stop_bound=0),
+    "stop while reopening": reopening(stop, wait_for_attempt, opening=seconds(3), stop_bound=0),
+    "start through a failure": scenario(start, opening=fail_once, reconnect=policy, bound=20),
+    "async with through a loss": scenario(
+        enter_and_lose, reconnect=policy, allowed=NO_CONNECTION, only_blocks=True, bound=20
     ),
     "start of a session": session_scenario(start),
     "stop of a session": session_scenario(stop, prepare=start_beforehand),

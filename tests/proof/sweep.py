@@ -107,11 +107,13 @@ class RecordingManager(ConnectionManager[object]):
         opening: Awaited before the connection is yielded.
         closing: Awaited after the `yield`.
         start_timeout: See `ConnectionManager`.
+        reconnect: See `ConnectionManager`.
     """
 
-    def __init__(self, opening, closing, start_timeout=None):
+    def __init__(self, opening, closing, start_timeout=None, reconnect=None):
         super().__init__(name="recording")
         self.start_timeout = start_timeout
+        self.reconnect = reconnect
         self.opening = opening
         self.closing = closing
         self.entered = []
@@ -172,6 +174,8 @@ class Scenario:
         bound: How long a `start()` may take.
         stop_bound: How long a `stop()` may take; `None` means the same as `bound`.
         is_forced: Whether the close may be cancelled even without an interruption.
+        is_reopening: Whether a lost connection is being opened again. Only `stop()` and the end of the
+            owner task may end that.
         only_blocks: Whether only `async with` blocks use the manager, so that the last one closes it.
         has_task_group: Whether the caller opens a task group.
         fails_if_cancelled: Whether an opening that is cancelled raises something else.
@@ -191,6 +195,7 @@ class Scenario:
         bound=0.0,
         stop_bound=None,
         is_forced=False,
+        is_reopening=False,
         only_blocks=False,
         has_task_group=False,
         fails_if_cancelled=False,
@@ -206,6 +211,7 @@ class Scenario:
         self.bound = bound
         self.stop_bound = bound if stop_bound is None else stop_bound
         self.is_forced = is_forced
+        self.is_reopening = is_reopening
         self.only_blocks = only_blocks
         self.has_task_group = has_task_group
         self.fails_if_cancelled = fails_if_cancelled
@@ -302,7 +308,7 @@ class World:
     def loss(self):
         if self.is_open():
             self.lost.append(self.manager._life.run)
-        elif self.manager.state is ConnectionState.OPENING:
+        elif self.manager.state is ConnectionState.OPENING and not self.manager._life.run.is_delayed:
             self.lost_while_opening.append(self.manager._life.run)
         self.manager.connection_lost(Boom("loss"))
 
@@ -399,7 +405,9 @@ class World:
         except BaseException as error:
             self.wanted_by_others -= by_other
             self.check(f"start() raised {error!r}", self.may_raise(error, starting=True))
-            if not self.wanted_by_others and (ahead is None or ahead is not self.manager._life.run):
+            if self.scenario.is_reopening and self.was_cancelled:
+                self.check_policy_goes_on()
+            elif not self.wanted_by_others and (ahead is None or ahead is not self.manager._life.run):
                 self.check("1: start() raised, but its owner task is alive", self.is_over())
                 self.check("1: start() raised, but tasks are left", not self.library_tasks())
             raise
@@ -408,6 +416,22 @@ class World:
         self.check("start() returned a connection that was lost while opening", not is_lost)
         self.check("start() returned a different connection", connection is self.manager.connection)
         return connection
+
+    async def checked_wait_open(self):
+        """Calls `wait_open()`, and checks the guarantees at the moment it returns or raises."""
+        try:
+            with self.bounded("wait_open()", self.scenario.bound):
+                connection = await self.manager.wait_open()
+        except BaseException as error:
+            self.check(f"wait_open() raised {error!r}", self.may_raise(error, starting=True))
+            self.check_policy_goes_on()
+            raise
+        self.check("wait_open() returned a connection that is not open", self.is_open())
+        self.check("wait_open() returned a different connection", connection is self.manager.connection)
+
+    def check_policy_goes_on(self):
+        ended = self.was_interrupted_by("stop", "stop_now", "owner_task_is_cancelled")
+        self.check("K7: the end of a call ended the policy", ended or self.manager._life.run.is_alive)
 
     async def checked_stop(self, timeout=300):
         """Calls `stop()`, and checks the guarantees at the moment it returns or raises."""
@@ -420,7 +444,7 @@ class World:
             raise
         finally:
             if not self.was_cancelled_again():
-                self.check("3: stop() ended, but the owner task is alive", run is None or run.is_over)
+                self.check("3: stop() ended, but the owner task is alive", has_ended(run))
                 if self.is_over():
                     left = self.library_tasks()
                     self.check(f"3: stop() ended, but tasks are left: {left}", not left)
@@ -441,6 +465,12 @@ class World:
             ]
             stopped = self.was_interrupted_by("stop", "stop_now")
             self.check(f"wait_closed() did not report {losses}", stopped or not losses)
+
+
+def has_ended(run):
+    """Returns whether a run, and each that followed it by a policy, is over."""
+    last = run if run is None or run._series is None else run._series.newest
+    return last is None or last.is_over
 
 
 def task_name(task):
@@ -601,16 +631,21 @@ async def check_end(world, records):
             world.check(f"a loss while opening, but the `exception` is {error!r}", is_reason)
     for run in world.runs:
         world.check("a waiting call is left", not run._wake_ups)
-        world.check("an owner task is left", run.is_over and run._task is None and run.starters == 0)
+        world.check("an owner task is left", run.is_over and run._task is None)
+        is_last = run._series is not None and run._series.newest is run
+        world.check("the run still refers to its series", not is_last)
+        world.check("a call is still counted", run._series is None or not run._series.starters)
+    attempts = len(manager.entered)
     if world.is_virtual:
         await anyio.sleep(400)  # would fire a timer that is left
+    world.check("K2: an attempt follows the last stop()", len(manager.entered) == attempts)
     logged = [record.exc_info[1] for record in records if record.exc_info]
     world.check("8: an error was logged twice", len(set(map(id, logged))) == len(logged))
     world.check("ownertask logged at ERROR", not any(record.levelno >= 40 for record in records))
     causes = [error.__cause__ for error in logged]
     for run in world.runs:
         error = run.exception
-        was_logged = error is None or not run.was_open or any(error is seen for seen in logged)
+        was_logged = error is None or not run.outcome.was_open or any(error is seen for seen in logged)
         world.check("8: an error was not logged", was_logged)
     for error in manager.errors:
         seen = any(error is other or is_inside(error, other) for other in [*logged, *causes])
