@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
+from typing_extensions import override
 
 from ownertask import ConnectionLostError, ConnectionManager
 
@@ -24,6 +25,10 @@ class LineConnection:
         self._lock = anyio.Lock()
         self._is_broken = False
         self._on_broken = on_broken
+
+    @property
+    def is_busy(self) -> bool:
+        return self._lock.locked()
 
     async def receive(self) -> str:
         return (await self._lines.receive_until(b"\n", max_bytes=1000)).decode()
@@ -49,6 +54,10 @@ class LineConnection:
 
 
 # --8<-- [start:manager]
+class WrongGreetingError(ConnectionError):
+    pass
+
+
 class LineConnectionManager(ConnectionManager[LineConnection]):
     start_timeout = 10.0
 
@@ -63,11 +72,26 @@ class LineConnectionManager(ConnectionManager[LineConnection]):
             connection = LineConnection(stream, on_broken=self.connection_lost)
             greeting = await connection.receive()
             if greeting != "READY":
-                raise ConnectionError(f"expected READY, got {greeting!r}")
+                raise WrongGreetingError(f"expected READY, got {greeting!r}")
             yield connection
 
+    # --8<-- [end:manager]
 
-# --8<-- [end:manager]
+    # --8<-- [start:reconnecting]
+    connection_type = LineConnection
+
+    async def watch(self, connection: LineConnection) -> None:
+        while True:
+            await anyio.sleep(30)
+            if not connection.is_busy:  # a slow response is not a loss
+                with anyio.fail_after(10):
+                    await connection.request("are you there?")
+
+    @override
+    def is_permanent(self, exc: BaseException) -> bool:
+        return isinstance(exc, WrongGreetingError) or super().is_permanent(exc)
+
+    # --8<-- [end:reconnecting]
 
 
 async def serve(stream: SocketStream) -> None:

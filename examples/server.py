@@ -17,7 +17,7 @@ else:
         from mcp.server.fastmcp import FastMCP as MCPServer
 
 # --8<-- [start:server]
-server = MCPServer("examples")
+server = MCPServer("examples", log_level="WARNING")
 
 
 @server.tool()

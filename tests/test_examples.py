@@ -64,13 +64,39 @@ def test_jobs_share_a_connection_that_the_last_one_closes(backend):
 
 
 @backends
-def test_a_lost_connection_is_opened_again(backend):
-    printed = run("examples/noticing_a_loss.py", backend).splitlines()
-    lost = "connection lost: the server was killed by SIGTERM"  # mcp 1.x also writes to stderr
-    assert sum(line.startswith(lost) for line in printed) == 2
-    down = [line for line in printed if line.startswith("calculator is down: ConnectionLostError(")]
-    assert 1 <= len(down) <= 2  # the task may be cancelled before it prints the second
-    assert len(printed) == 2 + len(down)
+def test_a_call_after_a_loss_waits_for_the_next_server(backend):
+    assert run("examples/restarting.py", backend) == "1 + 1 = 2\n2 + 2 = 4\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows describes the errors differently")
+@backends
+def test_lost_connections_are_opened_again_and_status_lines_show_why(backend):
+    *lines, green, red = run("examples/reconnecting.py", backend).splitlines()
+    printed = [re.sub(r"retry in \d\.\d s", "retry", line) for line in lines]
+    why = "retry  the server was killed by SIGTERM"
+    loss = ["closing", f"opening  failures: 1  {why}", "open"]
+    loss_of_red = ["closing", f"opening  failures: 2  {why}", "open"]
+    expected = {
+        "green": ["opening", "open", *loss, "closing", "closed"],
+        "red": ["opening", "open", *loss, *loss_of_red, "closing", "closed"],
+        "gray": ["opening", "failed  [Errno 2] No such file or directory: 'no-such-command'"],
+    }
+    for name, states in expected.items():
+        assert [line[7:] for line in printed if line.startswith(name)] == states
+    assert green.startswith("green {'answered': ")
+    assert red.startswith("red {'answered': ")
+    shown = (ROOT / "examples/reconnecting.txt").read_text()
+    assert set(re.sub(r"retry in \d\.\d s", "retry", shown).splitlines()) <= set(printed)
+
+
+@backends
+def test_a_listener_counts_losses_and_reconnects(backend):
+    printed = run("examples/metrics.py", backend).splitlines()
+    assert [line for line in printed if not line.startswith("#")] == [
+        'connection_open{manager="calculator"} 0.0',
+        'connection_losses_total{manager="calculator"} 2.0',
+        'connection_reconnects_total{manager="calculator"} 2.0',
+    ]
 
 
 @backends
@@ -199,7 +225,7 @@ def test_a_header_depends_on_the_call(backend):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
 @backends
 def test_pings_detect_a_frozen_server(backend):
-    lost = "calculator: the connection was lost: no response to a ping within 1 s\n"
+    lost = "calculator: the connection was lost: the server did not respond to a ping within 1 s\n"
     assert run("examples/keep_alive.py", backend) == lost
 
 
