@@ -725,21 +725,24 @@ MUTANTS = [
         POLICY,
     ),
     Mutant(
-        "the state of a failed run is announced after its successor's",
-        "_series.py",
-        "        self.newest.announce_opening(ConnectionState.FAILED)\n",
-        "",
+        "the beginning of the next run is not announced",
+        "_owner.py",
+        "            self.series.queue(state, OPENING)\n",
+        "            pass\n",
         LISTENERS,
     ),
     Mutant(
         "listeners hear of the next run before they hear of the end of the failed one",
         "_owner.py",
-        "        self._move(CLOSED if failure is None else FAILED, failure=failure)\n",
         (
-            "        if is_followed:\n"
-            "            self.series.announce_next(self)\n"
-            "            is_followed = False\n"
-            "        self._move(CLOSED if failure is None else FAILED, failure=failure)\n"
+            "        self.series.queue(old, state)\n"
+            "        if self.series.newest is not self:\n"
+            "            self.series.queue(state, OPENING)\n"
+        ),
+        (
+            "        if self.series.newest is not self:\n"
+            "            self.series.queue(state, OPENING)\n"
+            "        self.series.queue(old, state)\n"
         ),
         LISTENERS,
     ),
