@@ -3,6 +3,7 @@
 Usage: python examples/server.py [sse|streamable-http [TOKEN]]
 """
 
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -16,8 +17,10 @@ else:
     except ImportError:  # mcp 1.x
         from mcp.server.fastmcp import FastMCP as MCPServer
 
+logging.getLogger("mcp").setLevel(logging.WARNING)  # mcp 1.x would log each request
+
 # --8<-- [start:server]
-server = MCPServer("examples", log_level="WARNING")
+server = MCPServer("examples")
 
 
 @server.tool()
