@@ -36,8 +36,8 @@ PYTEST = ("pytest", "-q", "-n", "4")
 def run_tests(session: nox.Session, *options: str) -> None:
     """Runs the tests. In some sessions, which run every branch together, also measures coverage.
 
-    The searches in `tests/proof` run no branch that the other tests do not run. They take several times
-    as long if they are measured, so they are not.
+    Those sessions leave out the searches in `tests/proof`, which run no branch that the other tests do
+    not run. Measuring them takes several times as long.
     """
     command = [*PYTEST, *options, *session.posargs]
     if session.name not in MEASURED:
@@ -48,8 +48,6 @@ def run_tests(session: nox.Session, *options: str) -> None:
         old.unlink()
     measured = ("coverage", "run", "-m", *command, "--ignore=tests/proof")
     session.run(*measured, env={"COVERAGE_FILE": str(data_file)})
-    if not session.posargs:
-        session.run(*command, "tests/proof")
 
 
 @nox.session(python=PYTHONS)
@@ -58,11 +56,13 @@ def tests(session: nox.Session, sdk: str) -> None:
     """Runs the tests. The README's command also runs the examples with mcp 2.x."""
     session.install(".[test]", SDKS[sdk])
     run_tests(session, *(["--ignore=tests/test_examples.py"] if sdk == "2" else []))
+    if session.name in MEASURED and not session.posargs:
+        session.run(*PYTEST, "tests/proof")
 
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """Runs the tests with the lowest version of each declared dependency."""
+    """Runs the tests, except the searches, with the lowest version of each declared dependency."""
     session.install("--resolution", "lowest-direct", ".[test]")
     run_tests(session, "--ignore=tests/test_examples.py")
 
