@@ -31,6 +31,7 @@ from ownertask import (
     StartTimeoutError,
     WrongEventLoopError,
 )
+from ownertask._owner import Run
 from ownertask.state import TRANSITIONS
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
@@ -684,7 +685,7 @@ async def test_F23_a_manager_that_is_not_running_is_not_refused_in_another_loop(
 
 
 @pytest.mark.parametrize("loops", list(product(FAMILIES, FAMILIES)), ids="-".join)
-def test_F3_a_block_that_cannot_enter_does_not_touch_a_run_of_another_thread(loops):
+def test_F3_a_block_that_cannot_enter_does_not_touch_a_run_of_another_thread(loops, monkeypatch):
     """While the block waits for the end of a run, another thread begins one, and exits its own block."""
     probe = Probe()
     is_over, second_is_closing = threading.Event(), threading.Event()
@@ -708,19 +709,19 @@ def test_F3_a_block_that_cannot_enter_does_not_touch_a_run_of_another_thread(loo
         probe.closing = close
         await probe.start()
         first = probe._life.run
-        changed = first.changed
+        changed = Run.changed
 
-        async def change_late(deadline=None):
+        async def change_late(run, deadline=None):
             """When the block wakes up at the end of the run, another thread has begun one."""
-            await changed(deadline)
-            if first.is_over:
+            await changed(run, deadline)
+            if run is first and run.is_over:
                 is_over.set()
                 await wait_for(second_is_closing)
 
         async with anyio.create_task_group() as tg:
             tg.start_soon(probe.stop)
             await wait_all_tasks_blocked()
-            first.changed = change_late
+            monkeypatch.setattr(Run, "changed", change_late)
             tg.start_soon(enter)
             await wait_all_tasks_blocked()
             may_close_first.set()

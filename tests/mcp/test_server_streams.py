@@ -289,6 +289,7 @@ class CountingBuffer(bytearray):
         return super().find(what, start)
 
 
+@pytest.mark.within(20)
 async def test_S7_no_byte_of_a_long_line_is_searched_twice():
     with Reading() as pipe:
         pipe.stream._buffer = buffer = CountingBuffer()
