@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from probe import Probe, Stage, raises
 from proof import clocks
 
-from ownertask import ConnectionLostError, ConnectionState, StartTimeoutError
+from ownertask import ConnectionLostError, ConnectionState, ReconnectPolicy, StartTimeoutError
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
@@ -773,3 +773,23 @@ async def test_F10_a_surplus_exit_does_not_stop_blocks_that_wait_to_enter():
         assert probe.connection is blocks[1].connection
         await blocks[1].exit()
         assert probe.state is CLOSED
+
+
+async def test_F10_a_block_that_is_cancelled_while_reopening_ends_it_if_the_others_have_exited():
+    attempt = Stage()
+    probe = Probe()
+    probe.reconnect = ReconnectPolicy(initial_delay=0, jitter=0)
+    async with anyio.create_task_group() as tg:
+        first = await enter(tg, probe)
+        probe.opening = attempt
+        probe.connection_lost()
+        await attempt.reached.wait()
+        second = await begin_to_enter(tg, probe)
+        first.leave()
+        await settle()
+        assert first.is_over
+        assert probe.state is OPENING
+        second.scope.cancel()
+        await settle()
+        assert probe.state is CLOSED
+        assert probe.reconnecting is None

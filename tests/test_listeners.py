@@ -797,3 +797,15 @@ def test_a_fork_announces_nothing(monkeypatch, anyio_backend):
     name, options = anyio_backend
     anyio.run(main, backend=name, backend_options=options)
     assert recorder.take() == [CLOSING, CLOSED]
+
+
+async def test_a_keyboard_interrupt_in_a_listener_reaches_the_caller():
+    def interrupt(manager, old, new):
+        if new is OPENING:
+            raise KeyboardInterrupt
+
+    probe = Probe()
+    probe.add_listener(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        await probe.start()
+    await probe.stop()

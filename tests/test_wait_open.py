@@ -32,7 +32,9 @@ from ownertask import (
     OwnerTaskError,
     ReconnectPolicy,
     StartTimeoutError,
+    StopTimeoutError,
     WrongEventLoopError,
+    _owner,
 )
 from ownertask._owner import Run
 
@@ -910,3 +912,36 @@ async def test_no_spin_of_start_calls_that_were_stopped_behind_a_close(monkeypat
         assert waits == before
         closing.let_go.set()
     assert [type(call.error) for call in starting] == [ConnectionStoppedError] * 3
+
+
+async def test_C3_wait_open_raises_if_the_lost_connection_cannot_be_closed(grace, monkeypatch):
+    monkeypatch.setattr(_owner, "STOP_TIMEOUT", 0.01)
+    closing = Stage(shield=True)
+    probe = Probe(closing=closing)
+    probe.reconnect = AT_ONCE
+    await probe.start()
+    probe.connection_lost()
+    with pytest.raises(StopTimeoutError):
+        await probe.wait_open()
+    closing.let_go.set()
+    await settle()
+    assert await probe.wait_open() is probe.connection
+    await probe.stop()
+
+
+async def test_a_timeout_has_the_notes_of_the_attempt():
+    class Noting(Probe):
+        async def open_slowly(self):
+            self._add_fact("the server is slow")
+            await anyio.sleep_forever()
+
+    probe = Noting()
+    probe.opening = probe.open_slowly
+    async with anyio.create_task_group() as tg:
+        starting = Call(tg, probe.start)
+        await settle()
+        with pytest.raises(StartTimeoutError) as caught:
+            await probe.wait_open(0.01)
+        await probe.stop()
+    assert caught.value.__notes__ == ["the server is slow"]
+    assert type(starting.error) is ConnectionStoppedError

@@ -142,8 +142,8 @@ class Series(Generic[T]):
     def opened(self, connection: T) -> None:
         """Records the connection of the newest run, which is about to become `OPEN`."""
         self.last_failure = None
-        if self._life is not None:
-            self._life.learn(connection)
+        assert self._life is not None
+        self._life.learn(connection)
 
     def queue(self, old: ConnectionState, new: ConnectionState) -> None:
         """Records a change for the listeners, before any foreign code runs; see `announce()`."""
@@ -221,8 +221,6 @@ class Series(Generic[T]):
             assert self._manager is not None
             managers = (self._manager, *self._inner)
             return any(manager.is_permanent(leaf) for leaf in leaves(error) for manager in managers)
-        except KeyboardInterrupt:  # from the user, not from the function
-            raise
         except BaseException as exc:  # noqa: BLE001 - a bug in it must not end the connection for good
             log(ERROR, "%s: is_permanent() or give_up_on() raised", self.name, exc_info=exc)
             return False
