@@ -509,11 +509,12 @@ async def first_opening(tg, phase, kind, timeout=0.02):
 @pytest.mark.parametrize("phase", FIRST_PHASES)
 async def test_K7_if_the_only_start_goes_away_before_the_first_connection_the_attempts_end(phase, kind):
     async with anyio.create_task_group() as tg:
-        series, call, stage = await first_opening(tg, phase, kind)
+        # On a busy machine, the attempt that is to be closed may begin late.
+        series, call, stage = await first_opening(tg, phase, kind, 0.6 if phase == "closing" else 0.02)
         attempts = series.attempts
         if phase == "closing":  # the call ends when the owner has ended
             if kind == "timeout":
-                await anyio.sleep(0.03)
+                await anyio.sleep(0.7)
             else:
                 call.cancel(kind)
             await settle()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import anyio
@@ -337,6 +338,8 @@ class NetworkServer:
         self.open_port()
 
 
+WEBSOCKETS = int(version("websockets").partition(".")[0])
+
 TRANSPORTS = {
     "streamable HTTP": lambda port: f"http://127.0.0.1:{port}/mcp",
     "SSE": lambda port: SseConnectionManager(f"http://127.0.0.1:{port}/sse"),
@@ -348,7 +351,12 @@ TRANSPORTS = {
 @pytest.mark.parametrize(
     ("transport", "kills"), [("streamable HTTP", 3), ("SSE", 2), ("WebSocket", 2)], ids=TRANSPORTS
 )
-async def test_K1_a_server_on_the_network_that_is_killed_under_twenty_callers(transport, kills, ledger):
+async def test_K1_a_server_on_the_network_that_is_killed_under_twenty_callers(
+    transport, kills, ledger, anyio_backend_name
+):
+    if transport == "WebSocket" and anyio_backend_name == "trio" and WEBSOCKETS < 17:
+        pytest.skip("websockets has a client for trio since version 17")
+
     async def kill(killed):
         await anyio.to_thread.run_sync(server.kill)
         await killed()

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from ownertask import ConnectionManager, ConnectionState
-from ownertask.mcp.streams import watched, watched_for_writing
+from ownertask.mcp.streams import observed, watched, watched_for_writing
 
 
 class Ends:
@@ -279,3 +279,26 @@ async def test_a_fact_is_added_once_as_a_note_to_the_error_of_its_run():
     await manager.start()
     await manager.stop()
     assert manager.state is ConnectionState.CLOSED
+
+
+@pytest.mark.parametrize("way", ["receive", "iterate"])
+async def test_an_observer_sees_each_message_that_is_read_during_its_block(way):
+    class Observer:
+        def reading(self):
+            seen.append("reading")
+
+        def received(self, item, *, answers_itself):
+            seen.append(item)
+
+    async def read():
+        return await (reader.receive() if way == "receive" else reader.__anext__())
+
+    seen = []
+    reader, _ = watched((stream_of(1, 2, 3), "writer"), Ends())
+    async with reader:
+        assert await read() == 1
+        with observed(reader, Observer()) as is_observed:
+            assert is_observed
+            assert await read() == 2
+        assert await read() == 3
+    assert seen == ["reading", 2]
