@@ -105,10 +105,12 @@ class Call:
         ended: `None` while the call is waiting, then "returned", "raised" or "cancelled".
         result: What the call returned.
         error: The exception that it raised.
+        over: Set when the call ends.
     """
 
     def __init__(self, task_group, function):
         self.ended = self.result = self.error = None
+        self.over = anyio.Event()
         self._function = function
         self._scope = anyio.CancelScope()
         self._task = None
@@ -128,6 +130,8 @@ class Call:
                 self.ended = "cancelled"
                 if not self._is_native:
                     raise
+            finally:
+                self.over.set()
 
     def cancel(self, kind="scope"):
         """Cancels the call through its cancel scope or, on asyncio, natively."""

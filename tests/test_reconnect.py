@@ -451,8 +451,7 @@ async def end(call, kind, errors=StartTimeoutError):
     """Ends the wait of a call, and waits for its end."""
     if kind != "timeout":
         call.cancel(kind)
-    while call.ended is None:
-        await anyio.sleep(0.005 if kind == "timeout" else 0)
+    await call.over.wait()
     assert call.ended == ("raised" if kind == "timeout" else "cancelled")
     assert kind != "timeout" or isinstance(call.error, errors)
 
