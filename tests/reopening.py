@@ -114,7 +114,7 @@ def what_connection_raises(manager):
 def is_same(error, other):
     """Returns whether two errors look the same to the code that catches them.
 
-    The errors of ownertask are built anew for each raise, so they are not identical.
+    Each raise creates another object for an error that ownertask defines.
     """
     return (
         (error is None) is (other is None)

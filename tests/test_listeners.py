@@ -808,4 +808,5 @@ async def test_a_keyboard_interrupt_in_a_listener_reaches_the_caller():
     probe.add_listener(interrupt)
     with pytest.raises(KeyboardInterrupt):
         await probe.start()
-    await probe.stop()
+    await probe.wait_closed()
+    assert probe.state is CLOSED

@@ -511,7 +511,7 @@ async def test_K7_if_the_only_start_goes_away_before_the_first_connection_the_at
         # On a busy machine, the attempt that is to be closed may begin late.
         series, call, stage = await first_opening(tg, phase, kind, 0.6 if phase == "closing" else 0.02)
         attempts = series.attempts
-        if phase == "closing":  # the call ends when the owner has ended
+        if phase == "closing":  # the call ends when the owner task ends
             if kind == "timeout":
                 await anyio.sleep(0.7)
             else:

@@ -388,7 +388,7 @@ async def test_K2_wait_open_raises_if_the_manager_is_stopped_meanwhile(phase):
         assert type(starting.error) is ConnectionStoppedError
     elif phase == "closing":  # the loss is the outcome
         assert type(waiting.error) is ConnectionLostError
-    else:  # until the attempt has ended, the last failure is a loss
+    else:  # during the attempt, the last failure is a loss
         assert type(waiting.error) in (NotConnectedError, ConnectionLostError)
     assert probe.state is (FAILED if phase == "closing" else CLOSED)
     assert len(probe.entered) == entered

@@ -164,7 +164,11 @@ class Life(Generic[T]):
             )
             self.run = run = series.newest
             series.queue(old, ConnectionState.OPENING)
-        run.announce_opening(old)
+        try:
+            run.announce_opening(old)
+        except BaseException:  # Ctrl-C; the caller gets no connection, so nothing may stay open
+            run.force()
+            raise
         return run
 
     @property

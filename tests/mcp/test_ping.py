@@ -341,7 +341,7 @@ def test_P3_a_ping_that_timed_out_leaves_no_request_behind(clock, kind):
 def test_P3_stopping_the_manager_ends_an_unanswered_ping_at_once(clock, kind):
     async def body(server, manager, session):
         await next_ping(server)
-        server.refuse_messages("broken")  # nothing can be sent to the server any more
+        server.refuse_messages("broken")  # nothing can be sent to the server from now on
         time = Time()
         await manager.stop()
         assert time.is_about(0)
