@@ -29,25 +29,29 @@ MERMAID = "mermaid@11.17.2"
 MERMAID_SHA256 = "581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8"
 EXTRAS = list(nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"])
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
-MEASURED = ["lowest", "tests-3.13(sdk='2')"]
+# The sessions that measure coverage, and the tests that each one measures. These run every branch. The
+# core does not depend on the SDK, so one session measures its tests, which take much longer then.
+MEASURED = {"lowest": "tests/mcp", "tests-3.13(sdk='2')": "tests"}
 PYTEST = ("pytest", "-q", "-n", "4")
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
-    """Runs the tests. In some sessions, which run every branch together, also measures coverage.
+    """Runs the tests. In some sessions, also measures the coverage of all or some of them.
 
-    Those sessions leave out the searches in `tests/proof`, which run no branch that the other tests do
-    not run. Measuring them takes several times as long.
+    The searches in `tests/proof` are never measured. They run no branch that the other tests do not run,
+    and take several times as long.
     """
-    command = [*PYTEST, *options, *session.posargs]
-    if session.name not in MEASURED:
-        session.run(*command)
+    if session.name not in MEASURED or session.posargs:
+        session.run(*PYTEST, *options, *session.posargs)
         return
     data_file = Path.cwd() / f".coverage.{session.name}"
     for old in data_file.parent.glob(f"{data_file.name}*"):
         old.unlink()
-    measured = ("coverage", "run", "-m", *command, "--ignore=tests/proof")
+    folder = MEASURED[session.name]
+    measured = ("coverage", "run", "-m", *PYTEST, *options, "--ignore=tests/proof", folder)
     session.run(*measured, env={"COVERAGE_FILE": str(data_file)})
+    rest = ["tests/proof"] if folder == "tests" else [f"--ignore={folder}"]
+    session.run(*PYTEST, *options, *rest)
 
 
 @nox.session(python=PYTHONS)
@@ -56,20 +60,18 @@ def tests(session: nox.Session, sdk: str) -> None:
     """Runs the tests. The README's command also runs the examples with mcp 2.x."""
     session.install(".[test]", SDKS[sdk])
     run_tests(session, *(["--ignore=tests/test_examples.py"] if sdk == "2" else []))
-    if session.name in MEASURED and not session.posargs:
-        session.run(*PYTEST, "tests/proof")
 
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """Runs the tests, except the searches, with the lowest version of each declared dependency."""
     session.install("--resolution", "lowest-direct", ".[test]")
-    run_tests(session, "--ignore=tests/test_examples.py")
+    run_tests(session, "--ignore=tests/test_examples.py", "--ignore=tests/proof")
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Reports the coverage of all measured sessions together, because each has one line of the SDK."""
+    """Reports the coverage of both measured sessions together, because each has one line of the SDK."""
     missing = [name for name in MEASURED if not list(Path().glob(f".coverage.{name}*"))]
     if missing:
         session.skip(f"there is no data from {' and '.join(missing)}")
@@ -143,6 +145,7 @@ def benchmark(session: nox.Session) -> None:
     """Measures ratios, each from one run. This is not a test."""
     session.install(".[test]", SDKS["2"])
     session.run("python", "tests/benchmarks/core.py", *session.posargs)
+    session.run("python", "tests/benchmarks/many.py", *session.posargs)
     session.run("python", "tests/benchmarks/stdio.py", *session.posargs)
     session.run("python", "tests/benchmarks/websocket.py", *session.posargs)
 
@@ -151,7 +154,7 @@ def benchmark(session: nox.Session) -> None:
 def proof(session: nox.Session) -> None:
     """Runs the long searches: pairs of interruptions, random steps, and threads, for minutes each."""
     session.install(".[test]", SDKS["2"])
-    names = ("sweep", "random", "nested", "odd", "signals", "threads")
+    names = ("sweep", "random", "many_sweep", "many_random", "nested", "odd", "signals", "threads")
     search = [f"tests/proof/test_{name}.py" for name in names]
     options = ("-o", "faulthandler_timeout=600")  # a search takes longer than the usual timeout
     session.run(*PYTEST, *options, *search, env={"OWNERTASK_PROOF": "long"})

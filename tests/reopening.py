@@ -1,19 +1,23 @@
-"""Policies, and helpers for tests of managers that open a lost connection again."""
+"""Policies, managers with a policy, and calls that a test can cancel."""
 
+import asyncio
+import contextvars
 import functools
 import inspect
 
 import anyio
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
-from probe import Stage
+from probe import Probe, Stage
 
 from ownertask import ConnectionState, ReconnectPolicy
+
+HOUR = 3600
 
 AT_ONCE = ReconnectPolicy(initial_delay=0, jitter=0)
 """A policy that opens the next connection without a delay."""
 
-NOT_YET = ReconnectPolicy(initial_delay=3600, max_delay=3600, jitter=0)
+NOT_YET = ReconnectPolicy(initial_delay=HOUR, max_delay=HOUR, jitter=0)
 """A policy whose delay outlives each test."""
 
 REOPENING = ["closing", "delay", "attempt"]
@@ -44,9 +48,81 @@ def in_turn(argument, cases):
 
 async def settle():
     """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
-    for _ in range(20):
+    for _ in range(30):
         await checkpoint()
     await wait_all_tasks_blocked()
+
+
+async def refuse():
+    await checkpoint()
+    raise OSError("refused")
+
+
+def retries(number, **options):
+    return ReconnectPolicy(initial_delay=0, jitter=0, max_retries=number, **options)
+
+
+def levels(caplog):
+    return [record.levelname for record in caplog.records if record.levelno > 10]
+
+
+class Plan:
+    """Awaits its steps one after another, one per call. After the last one it passes a checkpoint."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    async def __call__(self):
+        await (self.steps.pop(0) if self.steps else checkpoint)()
+
+
+class Series(Probe):
+    """A probe with a reconnect policy.
+
+    Args:
+        openings: Awaited while opening, one per attempt. Later attempts succeed.
+        closings: Awaited while closing, one per run.
+
+    Attributes:
+        times: When each attempt began to open.
+        contexts: The context of each attempt.
+        most_alive: The highest number of connections that existed at the same time.
+    """
+
+    def __init__(self, *openings, policy=AT_ONCE, closings=(), start_timeout=None):
+        super().__init__(self._open, Plan(*closings))
+        self.reconnect = policy
+        self.start_timeout = start_timeout
+        self.plan = Plan(*openings)
+        self.times = []
+        self.contexts = []
+        self.most_alive = 0
+
+    @property
+    def attempts(self):
+        return len(self.entered)
+
+    async def _open(self):
+        self.times.append(anyio.current_time())
+        self.contexts.append(contextvars.copy_context())
+        self.most_alive = max(self.most_alive, len(self.entered) - len(self.exited))
+        await self.plan()
+
+
+async def reopening(phase, cause=None):
+    """Returns a series whose first connection was lost and that is in `phase`, and the phase's stage.
+
+    The stage ends the phase, except the delay, which lasts an hour.
+    """
+    stage = Stage()
+    openings = [checkpoint, stage] if phase == "attempt" else []
+    closings = [stage] if phase == "closing" else []
+    policy = NOT_YET if phase == "delay" else AT_ONCE
+    series = Series(*openings, policy=policy, closings=closings)
+    await series.start()
+    series.connection_lost(OSError("cut") if cause is None else cause)
+    await (settle() if phase == "delay" else stage.reached.wait())
+    return series, stage
 
 
 async def reopen(probe, phase):
@@ -74,32 +150,63 @@ async def reopen(probe, phase):
 
 
 class Call:
-    """A call in its own task.
+    """A call in its own task, which the test can cancel.
 
     Attributes:
         scope: Cancel it to cancel the call.
-        is_over: Whether the call has returned, raised or been cancelled.
-        result: What it returned.
+        ended: `None` while the call is waiting, then "returned", "raised" or "cancelled".
+        result: What the call returned.
         error: The exception that it raised.
+        over: Set when the call ends.
     """
 
     def __init__(self, task_group, function, *args):
         self.scope = anyio.CancelScope()
-        self.is_over = False
-        self.result = None
-        self.error = None
+        self.ended = self.result = self.error = None
+        self.over = anyio.Event()
         self._function = function
         self._args = args
-        task_group.start_soon(self._call)
+        self._task = None
+        self._is_native = False
+        task_group.start_soon(self._run)
 
-    async def _call(self):
-        try:
-            with self.scope:
+    @property
+    def is_over(self):
+        return self.over.is_set()
+
+    async def _run(self):
+        cancelled = anyio.get_cancelled_exc_class()
+        self._task = asyncio.current_task() if cancelled is asyncio.CancelledError else None
+        with self.scope:
+            try:
                 self.result = await self._function(*self._args)
-        except Exception as error:
-            self.error = error
-        finally:
-            self.is_over = True
+                self.ended = "returned"
+            except Exception as error:
+                self.ended, self.error = "raised", error
+            except cancelled:
+                self.ended = "cancelled"
+                if not self._is_native:
+                    raise
+            finally:
+                self.over.set()
+
+    def cancel(self, kind="scope"):
+        """Cancels the call through its cancel scope or, on asyncio, natively."""
+        self._is_native = kind == "native" and self._task is not None
+        if self._is_native:
+            self._task.cancel()
+        else:
+            self.scope.cancel()
+
+
+async def assert_over(series, state, attempts):
+    """Checks that the series ended for good, and that nothing of it is left."""
+    for _ in range(2):
+        assert series.state is state
+        assert series.attempts == attempts
+        assert not series.is_acquired
+        assert series.reconnecting is None
+        await settle()
 
 
 def what_connection_raises(manager):

@@ -24,6 +24,9 @@ TINY = stdio_server(HERE / "mcp" / "servers" / "tiny.py")
 MUTE = stdio_server(HERE / "mcp" / "servers" / "mute.py")
 STUBBORN = stdio_server(HERE / "mcp" / "servers" / "stubborn.py")
 
+SHORT_BOUNDS = {"exit_timeout": 0.1, "terminate_timeout": 0.1}
+"""Options of a stdio manager, for tests that end a server which does not exit on its own."""
+
 
 @contextmanager
 def http_process(transport):

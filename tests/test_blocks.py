@@ -9,21 +9,14 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage, raises
 from proof import clocks
+from reopening import settle
 
 from ownertask import ConnectionLostError, ConnectionState, ReconnectPolicy, StartTimeoutError
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
-
-
-async def settle():
-    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
-    for _ in range(20):
-        await checkpoint()
-    await wait_all_tasks_blocked()
 
 
 class Block:

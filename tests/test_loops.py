@@ -363,16 +363,11 @@ def new_loop(options):
 
 @pytest.fixture
 def unraisable(monkeypatch):
-    """Returns a list of the exceptions that Python would print as unraisable.
-
-    Collections pass over all that is older than the test, which makes them fast.
-    """
+    """Returns a list of the exceptions that Python would print as unraisable."""
     collect_silently()
-    gc.freeze()
     found = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: found.append(repr(args.exc_value)))
-    yield found
-    gc.unfreeze()
+    return found
 
 
 @pytest.mark.parametrize("end", ["stopped", "ended", "abandoned"])

@@ -10,20 +10,13 @@ import pickle
 import anyio
 import anyio.to_thread
 import pytest
-from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage, raises
+from reopening import settle
 
 from ownertask import ConnectionLostError, ConnectionState, StopTimeoutError
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
-
-
-async def settle():
-    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
-    for _ in range(20):
-        await checkpoint()
-    await wait_all_tasks_blocked()
 
 
 def hang_and_raise(error):

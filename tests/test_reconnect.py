@@ -11,10 +11,10 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage, raises
-from series import (
-    LATER,
-    NOW,
-    PHASES,
+from reopening import (
+    AT_ONCE,
+    NOT_YET,
+    REOPENING,
     Call,
     Series,
     assert_over,
@@ -96,7 +96,7 @@ async def test_the_policy_and_start_timeout_of_a_series_are_those_of_its_first_s
     await series.stop()
     series.start_timeout = None
     await series.start()
-    series.reconnect = NOW
+    series.reconnect = AT_ONCE
     series.connection_lost()
     with pytest.raises(ConnectionLostError):
         await series.wait_closed()
@@ -107,7 +107,7 @@ async def test_the_policy_and_start_timeout_of_a_series_are_those_of_its_first_s
 
 
 @pytest.mark.parametrize("timeout", [30, 0, None])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_K2_stop_while_reopening_ends_the_series(phase, timeout):
     series, stage = await reopening(phase)
     async with anyio.create_task_group() as tg:
@@ -186,7 +186,7 @@ async def test_K2_stop_at_any_time_after_a_loss_ends_the_series(steps):
     await assert_over(series, FAILED if is_closing and series.attempts == 1 else CLOSED, series.attempts)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_K2_a_cancelled_stop_ends_the_series_too(phase):
     series, _ = await reopening(phase)
     with anyio.CancelScope() as scope:
@@ -196,7 +196,7 @@ async def test_K2_a_cancelled_stop_ends_the_series_too(phase):
     await assert_over(series, FAILED if phase == "closing" else CLOSED, 2 if phase == "attempt" else 1)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_K2_start_after_stop_begins_another_series(phase):
     series, stage = await reopening(phase)
     async with anyio.create_task_group() as tg:
@@ -457,7 +457,7 @@ async def end(call, kind, errors=StartTimeoutError):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_K7_a_start_that_goes_away_while_reopening_leaves_the_policy_at_work(phase, kind):
     series, stage = await reopening(phase)
     before = series.reconnecting
@@ -495,7 +495,7 @@ async def first_opening(tg, phase, kind, timeout=0.02):
                 await stage()
 
     openings = {"delay": [], "attempt": [stage], "closing": [hang_and_clean_up]}[phase]
-    series = Series(refuse, *openings, policy=LATER if phase == "delay" else NOW)
+    series = Series(refuse, *openings, policy=NOT_YET if phase == "delay" else AT_ONCE)
     call = waiting_start(tg, series, kind, timeout)
     await settle()
     if phase == "closing":
@@ -564,7 +564,7 @@ async def test_K7_a_cancelled_wait_closed_changes_nothing():
 
 
 @pytest.mark.usefixtures("asyncio_only")
-@pytest.mark.parametrize("phase", [*PHASES, "open"])
+@pytest.mark.parametrize("phase", [*REOPENING, "open"])
 async def test_K8_cancelling_the_owner_task_from_outside_ends_the_series(phase):
     """A `start()` that was called while the lost connection closes begins another series."""
     if phase == "open":
@@ -602,7 +602,7 @@ def run_natively(main, anyio_backend, anyio_backend_name):
 
 
 @pytest.mark.parametrize("how", ["returns", LookupError, SystemExit])
-@pytest.mark.parametrize("phase", [*PHASES, "open"])
+@pytest.mark.parametrize("phase", [*REOPENING, "open"])
 def test_K8_the_end_of_the_event_loop_ends_the_series_silently(
     phase, how, anyio_backend, anyio_backend_name, caplog
 ):
@@ -643,7 +643,7 @@ def test_K8_the_end_of_the_event_loop_ends_the_attempts_for_a_first_connection(
     async def main():
         nonlocal series, call
         stage = Stage()
-        series = Series(refuse, stage, policy=LATER if phase == "delay" else NOW)
+        series = Series(refuse, stage, policy=NOT_YET if phase == "delay" else AT_ONCE)
         call = asyncio.ensure_future(series.start())
         await settle()
         assert series.attempts == (2 if phase == "attempt" else 1)
@@ -663,7 +663,7 @@ def use_in_another_loop(series, anyio_backend):
         with anyio.fail_after(5):
             first = await series.start()
             series.connection_lost()
-            if series.reconnect is NOW:
+            if series.reconnect is AT_ONCE:
                 assert await series.start() is not first
             await series.stop()
 
@@ -681,7 +681,7 @@ def test_K8_the_end_of_a_trio_run_is_not_followed_by_another_attempt():
     assert series.attempts == 1
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_K8_in_a_forked_child_the_series_of_the_parent_is_over(phase, monkeypatch):
     import os
 
@@ -701,7 +701,7 @@ async def test_K8_in_a_forked_child_the_series_of_the_parent_is_over(phase, monk
     await series.stop()
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_C8_every_method_raises_in_another_event_loop_while_reopening(phase):
     series, _ = await reopening(phase)
 

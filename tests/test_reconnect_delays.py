@@ -12,7 +12,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from probe import raises
 from proof import clocks
-from series import HOUR, LATER, Call, Series, refuse, reopening, settle
+from reopening import HOUR, NOT_YET, Call, Series, refuse, reopening, settle
 
 from ownertask import (
     ConnectionLostError,
@@ -517,7 +517,7 @@ def count_wake_ups():
 @pytest.mark.parametrize("waiting", [0, 3])
 @in_virtual_time
 async def test_K4_nothing_wakes_up_while_the_manager_waits_to_reopen(waiting):
-    series = Series(policy=LATER)
+    series = Series(policy=NOT_YET)
     await series.start()
     series.connection_lost()
     async with anyio.create_task_group() as tg:

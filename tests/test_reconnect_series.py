@@ -10,10 +10,10 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage, raises
-from series import (
-    LATER,
-    NOW,
-    PHASES,
+from reopening import (
+    AT_ONCE,
+    NOT_YET,
+    REOPENING,
     Call,
     Series,
     assert_over,
@@ -41,7 +41,7 @@ NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
 
 async def test_reconnecting_describes_the_last_failure_during_the_delay_and_the_attempt():
-    series = Series(policy=LATER)
+    series = Series(policy=NOT_YET)
     assert series.reconnecting is None
     await series.start()
     assert series.reconnecting is None
@@ -102,7 +102,7 @@ async def test_reconnecting_is_none_during_a_first_attempt():
     await series.stop()
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_connection_raises_the_loss_while_reopening(phase):
     cause = OSError("cut")
     series, _ = await reopening(phase, cause)
@@ -146,7 +146,7 @@ async def test_a_loss_that_is_reported_during_the_delay_changes_nothing(cause, c
     await assert_over(series, CLOSED, 1)
 
 
-@pytest.mark.parametrize("phase", [*PHASES[1:], "open"])
+@pytest.mark.parametrize("phase", [*REOPENING[1:], "open"])
 async def test_a_late_report_by_an_old_run_changes_nothing_in_the_next(phase):
     series, stage = await reopening("attempt" if phase == "open" else phase)
     if phase == "open":
@@ -165,7 +165,7 @@ async def test_a_late_report_by_an_old_run_changes_nothing_in_the_next(phase):
     await series.stop()
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_start_in_a_callback_of_the_lost_run_waits_for_the_next_connection(phase):
     series, stage = await reopening(phase)
     async with anyio.create_task_group() as tg:
@@ -254,13 +254,13 @@ async def test_run_raises_the_last_failure_when_the_policy_gives_up():
 
 
 @pytest.mark.parametrize("kind", ["scope", "native"])
-@pytest.mark.parametrize("phase", [*PHASES, "open"])
+@pytest.mark.parametrize("phase", [*REOPENING, "open"])
 async def test_a_cancelled_run_ends_the_series(phase, kind):
     stage = Stage()
     series = Series(
         *([checkpoint, stage] if phase == "attempt" else []),
         closings=[stage] if phase == "closing" else [],
-        policy=LATER if phase == "delay" else NOW,
+        policy=NOT_YET if phase == "delay" else AT_ONCE,
     )
     async with anyio.create_task_group() as tg:
         call = Call(tg, series.run)
@@ -273,7 +273,7 @@ async def test_a_cancelled_run_ends_the_series(phase, kind):
     await assert_over(series, FAILED if phase == "closing" else CLOSED, attempts)
 
 
-@pytest.mark.parametrize("phase", [*PHASES, "open"])
+@pytest.mark.parametrize("phase", [*REOPENING, "open"])
 async def test_wait_closed_waits_for_the_end_of_the_series(phase):
     series, stage = await reopening("attempt" if phase == "open" else phase)
     if phase == "open":
@@ -303,13 +303,13 @@ async def test_a_block_that_was_entered_before_a_loss_stops_the_series_when_it_e
     await assert_over(series, CLOSED, 3)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", REOPENING)
 async def test_the_last_block_that_exits_while_reopening_ends_the_series(phase):
     stage = Stage()
     series = Series(
         *([checkpoint, stage] if phase == "attempt" else []),
         closings=[stage] if phase == "closing" else [],
-        policy=LATER if phase == "delay" else NOW,
+        policy=NOT_YET if phase == "delay" else AT_ONCE,
     )
     async with anyio.create_task_group() as tg:
         async with series:
@@ -489,7 +489,7 @@ class Lender(ConnectionManager[object]):
             yield connection
 
 
-@pytest.mark.parametrize("policy", [None, NOW])
+@pytest.mark.parametrize("policy", [None, AT_ONCE])
 async def test_a_manager_with_a_policy_cannot_be_lent(policy):
     inner = Series()
     outer = Lender(inner)
@@ -500,13 +500,13 @@ async def test_a_manager_with_a_policy_cannot_be_lent(policy):
     assert outer.reconnecting is None
     assert not inner.entered
     inner.reconnect = None
-    outer.reconnect = NOW  # the outer one counts
+    outer.reconnect = AT_ONCE  # the outer one counts
     await outer.start()
     inner.connection_lost()
     await outer.start()
     assert len(inner.entered) == 2
     await outer.stop()
-    inner.reconnect = NOW
+    inner.reconnect = AT_ONCE
     await inner.start()  # the inner one can be used by itself
     await inner.stop()
 
@@ -525,8 +525,8 @@ async def test_a_wrong_type_of_reconnect_is_rejected_before_anything_is_opened(w
 
 async def test_from_factory_takes_a_policy():
     probe = Probe()
-    manager = ConnectionManager.from_factory(probe.open_connection, reconnect=NOW)
-    assert manager.reconnect is NOW
+    manager = ConnectionManager.from_factory(probe.open_connection, reconnect=AT_ONCE)
+    assert manager.reconnect is AT_ONCE
     first = await manager.start()
     manager.connection_lost()
     assert await manager.start() is not first

@@ -11,11 +11,11 @@ from itertools import product
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from conftest import BACKENDS
 from probe import Probe, Stage, raises
 from proof import clocks
+from reopening import settle
 
 from ownertask import (
     ConnectionLostError,
@@ -35,13 +35,6 @@ on_asyncio = pytest.mark.parametrize(
     indirect=True,
 )
 virtual = pytest.mark.parametrize("clock", [clock for clock in clocks.CLOCKS if clock != "uvloop"])
-
-
-async def settle():
-    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
-    for _ in range(20):
-        await checkpoint()
-    await wait_all_tasks_blocked()
 
 
 def run_for_a_day(function, *, clock):

@@ -383,50 +383,70 @@ def test_S5_the_warning_is_never_raised(options, stubborn):
     assert (TEXT.format(pid) in stderr) == bool(options)  # by default, Python hides the warning
 
 
-FORKS = {
-    "os.fork()": """
-        if (child := os.fork()) == 0:
-            in_child()
-            sys.exit(0)  # runs the functions of atexit
-        assert os.waitpid(child, 0)[1] == 0
-    """,
-    "multiprocessing": """
-        import multiprocessing
-        child = multiprocessing.get_context("fork").Process(target=in_child)
-        child.start()
-        child.join()
-        assert child.exitcode == 0
-    """,
-}
+FORKS = """
+def with_os_fork():
+    if (child := os.fork()) == 0:
+        in_child()
+        sys.exit(0)  # runs the functions of atexit
+    assert os.waitpid(child, 0)[1] == 0
+
+def with_multiprocessing():
+    import multiprocessing
+    child = multiprocessing.get_context("fork").Process(target=in_child)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+def do_nothing():
+    pass
+
+def collect():
+    global manager, loop
+    manager = loop = None
+    for _ in range(3):
+        gc.collect()
+
+def call_a_manager():
+    asyncio.run(StdioConnectionManager(server).stop())
+
+def call_the_manager():
+    asyncio.run(manager.stop())
+
+def in_child():
+    warnings.simplefilter("always")
+    do()
+    asyncio._set_running_loop(None)
+
+def fork_in_all_ways():
+    global do
+    warnings.simplefilter("ignore")  # forking with threads
+    for fork in (with_os_fork, with_multiprocessing):
+        for do in (do_nothing, collect, call_a_manager, call_the_manager):
+            print(fork.__name__, do.__name__, file=sys.stderr, flush=True)
+            fork()
+            os.kill(manager.pid, 0)
+            print("alive", flush=True)
+"""
 
 
-@pytest.mark.parametrize("fork", FORKS)
-@pytest.mark.parametrize("does", ["nothing", "collects", "calls a manager", "calls the manager"])
 @pytest.mark.parametrize("where", ["inside the loop", "with an open loop", "with a closed loop"])
-def test_S5_a_forked_child_neither_ends_the_server_nor_warns(fork, does, where, stubborn):
-    code = {
-        "nothing": "",
-        "collects": "manager = loop = None; [gc.collect() for _ in range(3)]",
-        "calls a manager": "asyncio.run(StdioConnectionManager(server).stop())",
-        "calls the manager": "asyncio.run(manager.stop())",
-    }[does]
+def test_S5_a_forked_child_neither_ends_the_server_nor_warns(where, stubborn):
+    """One program forks all children, because its imports take most of the time.
+
+    The last line on its stderr that is not of an error names the case.
+    """
     program = (
-        f"def in_child():\n    global manager, loop\n    warnings.simplefilter('always')\n    {code}\n"
-        "    asyncio._set_running_loop(None)\n"
-        "def fork():\n"
-        "    warnings.simplefilter('ignore')  # forking with threads\n"
-        + textwrap.indent(textwrap.dedent(FORKS[fork]), "    ")
-        + "\n    os.kill(manager.pid, 0)\n    print('alive', flush=True)\n"
+        FORKS
         + "async def main():\n    await start()\n"
-        + ("    fork()\n" if where == "inside the loop" else "")
+        + ("    fork_in_all_ways()\n" if where == "inside the loop" else "")
         + "loop = asyncio.new_event_loop()\nloop.set_exception_handler(lambda *_: None)\n"
         + "loop.run_until_complete(main())\n"
         + ("loop.close()\n" if where == "with a closed loop" else "")
-        + ("fork()\n" if where != "inside the loop" else "")
+        + ("fork_in_all_ways()\n" if where != "inside the loop" else "")
         + "warnings.simplefilter('ignore')\n"
     )
-    status, [_, alive], stderr = stubborn.run(program)
-    assert (status, alive) == (0, "alive"), stderr
+    status, [_, *alive], stderr = stubborn.run(program)
+    assert (status, alive) == (0, ["alive"] * 8), stderr
     assert "Warning" not in stderr
     assert "Traceback" not in stderr
 

@@ -1314,7 +1314,9 @@ async def test_O17_a_start_that_is_cancelled_while_popen_blocks_leaves_no_proces
                 await task
         assert popen.process is None
         popen.let_go.set()
-        if not fails:
+        if fails:
+            await threads_ended()
+        else:
             await anyio.to_thread.run_sync(popen.reaped.wait, 5)
             assert popen.process.returncode == -9
             assert popen.process.stdin.closed

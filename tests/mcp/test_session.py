@@ -17,7 +17,7 @@ import pytest
 from conftest import resources
 from mcp import StdioServerParameters
 from memory_server import memory_transport
-from servers import MUTE, SDK, TINY, python_server
+from servers import MUTE, SDK, SHORT_BOUNDS, TINY, python_server
 
 from ownertask import (
     ConnectionLostError,
@@ -252,7 +252,7 @@ async def test_O13_banners_blank_lines_and_invalid_utf8_on_stdout_are_tolerated(
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
 async def test_P3_calls_to_a_suspended_server_time_out_and_stop_still_works(kind):
-    manager = kind(TINY, read_timeout_seconds=2)
+    manager = kind(StdioConnectionManager(TINY, **SHORT_BOUNDS), read_timeout_seconds=2)
     before = processes()
     session = await manager.start()
     os.kill(int(text(await session.call_tool("process_id", {}))), signal.SIGSTOP)
@@ -277,7 +277,7 @@ async def test_P3_calls_to_a_suspended_server_time_out_and_stop_still_works(kind
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
 async def test_O12_a_server_that_never_responds_causes_a_start_timeout_and_leaves_no_process(kind):
-    manager = kind(MUTE, start_timeout=0.2)
+    manager = kind(StdioConnectionManager(MUTE, **SHORT_BOUNDS), start_timeout=0.2)
     before = processes()
     with pytest.raises(StartTimeoutError, match=r"not connected after 0\.2 s"):
         await manager.start()
@@ -375,7 +375,8 @@ async def test_sdk_options_are_accepted(kind):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("seconds", [0.2, timedelta(seconds=0.2)])
 async def test_the_read_timeout_can_be_seconds_or_a_timedelta(seconds):
-    manager = SessionConnectionManager(MUTE, read_timeout_seconds=seconds)
+    transport = StdioConnectionManager(MUTE, **SHORT_BOUNDS)
+    manager = SessionConnectionManager(transport, read_timeout_seconds=seconds)
     with pytest.raises(ERROR, match="Timed out|timed out"):
         await manager.start()
 

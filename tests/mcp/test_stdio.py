@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from conftest import resources
 from mcp import StdioServerParameters
-from servers import MUTE, STUBBORN, TINY, python_server
+from servers import MUTE, SHORT_BOUNDS, STUBBORN, TINY, python_server
 
 from ownertask import ConnectionLostError, ConnectionState, ConnectionStoppedError, StartTimeoutError
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
@@ -102,7 +102,8 @@ async def test_C4_ten_servers_that_do_not_exit_can_be_stopped_concurrently(serve
 @pytest.mark.within(30)
 async def test_O12_a_server_that_sends_no_valid_message_causes_a_start_timeout(code):
     code += "\nimport time; time.sleep(600)"
-    manager = SessionConnectionManager(python_server(code), start_timeout=0.5)
+    transport = StdioConnectionManager(python_server(code), **SHORT_BOUNDS)
+    manager = SessionConnectionManager(transport, start_timeout=0.5)
     before = processes()
     with pytest.raises(StartTimeoutError):
         await manager.start()
@@ -134,7 +135,7 @@ async def test_O13_an_encoding_error_handler_set_by_the_user_is_kept():
 
 @pytest.mark.within(20)
 async def test_O17_a_stop_while_the_server_process_is_starting_leaves_no_process():
-    manager = StdioConnectionManager(STUBBORN)
+    manager = StdioConnectionManager(STUBBORN, **SHORT_BOUNDS)
     before = processes()
 
     async def start():
@@ -151,7 +152,7 @@ async def test_O17_a_stop_while_the_server_process_is_starting_leaves_no_process
 
 
 def test_P8_the_end_of_the_event_loop_ends_the_server(anyio_backend_name):
-    manager = StdioConnectionManager(MUTE)
+    manager = StdioConnectionManager(MUTE, **SHORT_BOUNDS)
     before = processes()
     anyio.run(manager.start, backend=anyio_backend_name)
     assert processes() == before
