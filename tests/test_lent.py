@@ -14,9 +14,9 @@ from itertools import product
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage
+from reopening import settle
 
 from ownertask import (
     ConnectionLostError,
@@ -28,13 +28,6 @@ from ownertask import (
 )
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
-
-
-async def settle():
-    """Waits until all other tasks wait. If one does not yet, anyio waits for 0.1 s on asyncio."""
-    for _ in range(20):
-        await checkpoint()
-    await wait_all_tasks_blocked()
 
 
 class Outer(ConnectionManager[object]):
@@ -149,14 +142,6 @@ def only_explicit_collections():
     gc.enable()
 
 
-@pytest.fixture
-def little_garbage():
-    """Makes collections fast: they pass over all that is older than the test."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 ORDERS = [
     *((0, 1), (1, 0)),
     *((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)),
@@ -186,9 +171,7 @@ def test_F4_after_its_loop_was_closed_each_manager_of_a_chain_can_be_started(any
 
 
 @abandoned_tasks_are_garbage
-def test_F4_a_chain_can_be_abandoned_at_any_depth_and_lent_again_at_any_depth(
-    anyio_backend, little_garbage
-):
+def test_F4_a_chain_can_be_abandoned_at_any_depth_and_lent_again_at_any_depth(anyio_backend):
     for first, second in product(range(4), repeat=2):
         print("abandoned at depth", first, "and lent again at depth", second)
         abandon_and_lend_again(anyio_backend, first, second)

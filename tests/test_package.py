@@ -1,6 +1,8 @@
 """Tests for what an installed package and its page on a package index show."""
 
 import re
+import subprocess
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -16,6 +18,18 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 def test_the_version_is_defined_in_one_place():
     assert ownertask.__version__ == metadata("ownertask")["Version"]
     assert ownertask.__version__ not in (ROOT / "pyproject.toml").read_text()
+
+
+def test_dir_contains_each_public_name_even_if_it_is_not_yet_imported():
+    code = """
+import sys, ownertask
+names = dir(ownertask)
+assert "ownertask.pool" not in sys.modules and "ownertask.group" not in sys.modules
+assert names == sorted(set(names))
+assert {*ownertask.__all__, "__version__"} <= set(names), set(ownertask.__all__) - set(names)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {*ownertask.__all__, "__version__"} <= set(dir(ownertask))
 
 
 def test_the_changelog_begins_with_the_version():

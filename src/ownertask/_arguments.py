@@ -9,9 +9,9 @@ from typing import TypeVar
 from .policy import ReconnectPolicy
 
 __all__ = [
+    "checked_count",
     "checked_opened",
     "checked_reconnect",
-    "checked_size",
     "checked_timeout",
     "checked_watch",
 ]
@@ -54,8 +54,8 @@ def checked_timeout(argument: str, value: float | None) -> float | None:
     return value
 
 
-def checked_size(argument: str, value: int | None) -> int | None:
-    """Returns `value` if it is a positive number of bytes or `None`.
+def checked_count(argument: str, value: int | None) -> int | None:
+    """Returns `value` if it is a positive integer or `None`.
 
     Raises:
         TypeError: `value` is not an integer. A boolean does not count as an integer.

@@ -117,10 +117,9 @@ class EventLoop(ABC):
         """Lets other tasks run once."""
         return _anyio_backend(type(self)).checkpoint()
 
+    @abstractmethod
     def is_current(self) -> bool:
         """Returns whether the caller is running in this loop."""
-        native = running()
-        return native is not None and native is self.native  # None is also what a freed loop has
 
     def is_other(self) -> bool:
         """Returns whether the caller is running in another loop."""
@@ -142,7 +141,10 @@ class EventLoop(ABC):
 
     @abstractmethod
     def time(self) -> float:
-        """Returns the time, in seconds, of the clock that deadlines of cancel scopes use."""
+        """Returns the time, in seconds, of the clock that deadlines of cancel scopes use.
+
+        It never raises, because the garbage collector may end a block after the loop was closed.
+        """
 
     @abstractmethod
     def current_task(self) -> object:
@@ -317,8 +319,14 @@ class _AsyncioEventLoop(EventLoop):
         return coroutine
 
     @override
+    def is_current(self) -> bool:
+        loop = self._reference()
+        return loop is not None and running() is loop
+
+    @override
     def time(self) -> float:
-        return self._loop.time()
+        loop = self._reference()
+        return 0.0 if loop is None else loop.time()
 
     @override
     def current_task(self) -> object:
@@ -369,12 +377,17 @@ class _TrioEventLoop(EventLoop):
         self._trio = trio
         self.cancelled_type = trio.Cancelled
         self._token = trio.lowlevel.current_trio_token()
+        self._clock = trio.lowlevel.current_clock()
         super().__init__()
 
     @property
     @override
     def native(self) -> object:
         return self._token
+
+    @override
+    def is_current(self) -> bool:
+        return running() is self._token
 
     @override
     async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
@@ -403,7 +416,7 @@ class _TrioEventLoop(EventLoop):
 
     @override
     def time(self) -> float:
-        return self._trio.current_time()
+        return self._clock.current_time()
 
     @override
     def current_task(self) -> object:

@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._arguments import checked_opened
 from ._life import Life, Loan, claiming, watch_of
-from ._owner import current_event_loop, runs_around_caller
+from ._owner import current_event_loop
 from .errors import ManagerInUseError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def lent(
-    manager: "ConnectionManager[T]", life: Life[T], borrower: str, key: object
+    manager: "ConnectionManager[T]", life: Life[T], borrower: str, outer: Life[Any]
 ) -> AsyncGenerator[T]:
     """Opens a connection in the run of another manager that the caller is part of.
 
@@ -27,18 +27,16 @@ async def lent(
         manager: The manager of the connection.
         life: Its private state.
         borrower: The name of the other manager.
-        key: The key of the other manager.
+        outer: The private state of the other manager.
     """
-    runs = [run for run in runs_around_caller() if key in run.parts]
-    run = runs[-1] if runs and runs[-1].is_alive and runs[-1].loop.is_current() else None
+    run = outer.run_around_caller()
     watch = watch_of(manager)
     _check_policies(manager, borrower)
     with claiming:
-        if life.borrower is not None:
+        if (user := life.borrower or life.holder) is not None:
             raise ManagerInUseError(
                 manager.name,
-                f"already part of {life.borrower}; "
-                "a manager can be part of only one other manager at a time",
+                f"already part of {user}; a manager can be part of only one other manager at a time",
             )
         if life.run is not None and life.run.is_alive:
             raise ManagerInUseError(

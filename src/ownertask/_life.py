@@ -8,8 +8,9 @@ are one step; see `claiming`.
 
 import os
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from threading import RLock
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 from weakref import ref
 
 from ._arguments import checked_reconnect, checked_timeout, checked_watch
@@ -23,11 +24,12 @@ from .state import ConnectionState
 if TYPE_CHECKING:
     from ._backend import EventLoop
     from ._listeners import Listener, Listeners
+    from ._members import Member, Members
     from ._owner import Run
     from .current import Current, Learned
     from .manager import ConnectionManager
 
-__all__ = ["Life", "Loan", "claiming", "watch_of"]
+__all__ = ["Life", "Loan", "Use", "claiming", "watch_of"]
 
 T = TypeVar("T")
 
@@ -41,28 +43,39 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
     )
 
 
-class Loan:
-    """The use of a manager as a part of another one.
+class Use:
+    """The use of one or more managers by another manager, which is open.
 
     Attributes:
-        borrower: The name of the other manager.
-        run: The run that the connection is part of. `None` if there is none because `open_connection()`
-            was called directly.
-        is_open: Whether the connection is open.
-        connection: The connection, while it is open.
+        user: The name of the other manager.
+        run: The run of the other manager. `None` if there is none because `open_connection()` was called
+            directly.
+        loop: The event loop.
     """
 
-    def __init__(self, borrower: str, run: "Run[object] | None", loop: "EventLoop") -> None:
-        self.borrower = borrower
+    def __init__(self, user: str, run: "Run[object] | None", loop: "EventLoop") -> None:
+        self.user = user
         self.run = run
-        self.is_open = False
-        self.connection: object = None
-        self._loop = loop
+        self.loop = loop
 
     @property
     def is_alive(self) -> bool:
         """`True` unless the run is over, or the event loop can no longer run."""
-        return self._loop.is_alive() if self.run is None else self.run.is_alive
+        return self.loop.is_alive() if self.run is None else self.run.is_alive
+
+
+class Loan(Use):
+    """The use of a manager as a part of another one, in the same owner task.
+
+    Attributes:
+        is_open: Whether the connection is open.
+        connection: The connection, while it is open.
+    """
+
+    def __init__(self, user: str, run: "Run[object] | None", loop: "EventLoop") -> None:
+        super().__init__(user, run, loop)
+        self.is_open = False
+        self.connection: object = None
 
 
 class Life(Generic[T]):
@@ -76,6 +89,8 @@ class Life(Generic[T]):
         stops: The number of `stop()` calls. Each one ends all `start()` calls made before it.
         blocks: The `async with` blocks.
         loan: The use by another manager, which may be over.
+        member: The membership in a group or pool, which may be over.
+        members: The members of this manager, if it is an open group or pool.
         listeners: Called at each change of the state.
         learned: What `ConnectionManager.current` knows about the connections, after its first use.
     """
@@ -87,6 +102,8 @@ class Life(Generic[T]):
         self.stops = 0
         self.blocks = Blocks()
         self.loan: Loan | None = None
+        self.member: Member[T] | None = None
+        self.members: Members[Any] | None = None  # Any: they may have another type of connection
         self.listeners: Listeners[ConnectionManager[T]] | None = None
         self.learned: Learned | None = None
         self._connection_type: type | None = None
@@ -110,7 +127,33 @@ class Life(Generic[T]):
     def borrower(self) -> str | None:
         """The name of the manager that uses this one, if any."""
         loan = self.loan  # read once: another thread may end the loan at any time
-        return loan.borrower if loan is not None and loan.is_alive else None
+        return loan.user if loan is not None and loan.is_alive else None
+
+    @property
+    def holder(self) -> str | None:
+        """The name of the group or pool that holds this manager, if any."""
+        member = self.member
+        return member.holder if member is not None and member.is_valid else None
+
+    def check_not_refused(self) -> "Member[T] | None":
+        """Returns the membership of this manager in a group or pool, if any.
+
+        Raises:
+            ManagerInUseError: The group or pool is closing this manager.
+            WrongEventLoopError: The group or pool is running in another event loop. It could not stop
+                this manager there.
+        """
+        member = self.member
+        if member is None or not member.is_valid:
+            return None
+        if not member.loop.is_current():
+            raise WrongEventLoopError(self.name, "start() was called")
+        if member.refuses_start:
+            raise ManagerInUseError(
+                self.name,
+                f"cannot be started because {member.holder}, which it is part of, is closing it",
+            )
+        return member
 
     def alive_run(self, method: str) -> "Run[T] | None":
         """Returns the run, if its owner task can still run.
@@ -136,8 +179,9 @@ class Life(Generic[T]):
             is_kept: Whether the connection stays open after the last `async with` block exits.
 
         Raises:
-            ManagerInUseError: The manager is part of another manager.
-            WrongEventLoopError: A thread with another event loop began a run.
+            ManagerInUseError: The manager is part of another manager, or a group or pool is closing it.
+            WrongEventLoopError: A thread with another event loop began a run, or the group or pool is
+                running in another event loop.
             TypeError: An attribute of the manager has the wrong type.
             ValueError: `start_timeout` is negative or NaN.
         """
@@ -153,6 +197,7 @@ class Life(Generic[T]):
                     "start that manager instead",
                 )
             self.alive_run("start")  # raises if a thread with another event loop was faster
+            member = self.check_not_refused()
             old = ConnectionState.NEW if self.run is None else self.run.last_state
             series = Series(
                 self,
@@ -161,6 +206,7 @@ class Life(Generic[T]):
                 policy=policy,
                 watch=watch,
                 is_kept=is_kept,
+                context=copy_context() if member is None else member.context.copy(),
             )
             self.run = run = series.newest
             series.queue(old, ConnectionState.OPENING)
@@ -176,6 +222,11 @@ class Life(Generic[T]):
         """The run that the connection is part of: the manager's own, or that of its borrower."""
         loan = self.loan  # read once, as in `borrower`
         return cast("Run[object] | None", self.run) if loan is None or not loan.is_alive else loan.run
+
+    def run_around_caller(self) -> "Run[object] | None":
+        """Returns the innermost run of this manager that the caller is part of, if it is alive."""
+        runs = [run for run in runs_around_caller() if self.key in run.parts]
+        return runs[-1] if runs and runs[-1].is_alive and runs[-1].loop.is_current() else None
 
     def run_of_caller(self) -> "Run[object] | None":
         """Returns the run that the connection is part of, unless the caller belongs to another run.

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, NoReturn, cast
 from ._failure import Failure, add_note
 from ._log import WARNING, log
 from ._reason import is_a, reason
-from .errors import ConnectionLostError, ConnectionStoppedError, StartTimeoutError
+from .errors import ConnectionLostError, ConnectionStoppedError, StartTimeoutError, StopTimeoutError
 
 __all__ = ["CANCELLED_OUTSIDE", "LOST", "Outcome"]
 
@@ -95,7 +95,8 @@ class Outcome:
             phase = "opening" if not self.was_open else "open" if is_cause else "closing"
             add_note(error, f"ownertask: raised by {self._name} while {phase}")
             is_raised = failure.exception is error and not self.was_open and not self.was_stopped
-            if not is_cause and not is_raised:
+            # A manager that could not be stopped has logged it, and stop() raises the error.
+            if not is_cause and not is_raised and not is_a(error, StopTimeoutError):
                 log(WARNING, "%s: error while closing", self._name, exc_info=error)
         if failure.is_loss:
             reported = None if self.loss is None else self.loss.cause

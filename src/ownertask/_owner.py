@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from functools import cache
 from math import inf
 from threading import main_thread
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ._arguments import checked_opened
 from ._failure import Failure, leaf
@@ -32,6 +32,7 @@ from .state import TRANSITIONS, ConnectionState
 
 if TYPE_CHECKING:
     from ._backend import EventLoop
+    from ._members import Members
     from ._series import Series
 
 __all__ = ["CANCEL_GRACE", "STOP_TIMEOUT", "Run", "current_event_loop", "runs_around_caller"]
@@ -43,7 +44,8 @@ STOP_TIMEOUT: Final = 30.0
 
 CANCEL_GRACE = 10.0
 """Time, in seconds, to wait for a cancelled owner task. The SDK's slowest transport, stdio with a server
-that ignores every request to exit, can take up to 6.5 seconds."""
+that ignores every request to exit, can take up to 6.5 seconds. A group or a pool gets a tenth more for
+each level of managers inside it, so that it can report which manager did not end."""
 
 # The runs that the current code is part of. Child tasks and callbacks of an owner task inherit
 # this variable.
@@ -75,6 +77,7 @@ class Run(RunView[T]):
 
     Attributes:
         parts: The keys of the managers whose connections are part of this run.
+        held: The members of the groups and pools that are part of this run.
         timer: Begins or ends the attempt, or forces the close.
         start_clock: The clock of `start_timeout`, until the run is over.
         open_for: For how long the connection was open before it was lost, in seconds.
@@ -94,6 +97,7 @@ class Run(RunView[T]):
         "_scope",
         "_task",
         "cancelled_type",
+        "held",
         "open_for",
         "parts",
         "queued",
@@ -110,6 +114,7 @@ class Run(RunView[T]):
         """
         super().__init__(series, current_event_loop(), is_delayed=delay is not None)
         self.parts = {series.key}
+        self.held: tuple[Members[Any], ...] = ()  # Any: they may have any type of connection
         self.cancelled_type = self.loop.cancelled_type
         self.timer = RunTimer(self.loop)
         self.open_for = 0.0
@@ -137,6 +142,11 @@ class Run(RunView[T]):
             self._resume_start_clock()
         else:
             self.timer.set(delay, self._end_delay)
+
+    @property
+    def levels(self) -> int:
+        """The number of levels of groups and pools inside this run."""
+        return max((members.levels for members in self.held), default=0)
 
     def surrounds_caller(self) -> bool:
         """Returns whether the caller is the owner task or one of its child tasks or callbacks."""
@@ -326,7 +336,7 @@ class Run(RunView[T]):
             self._forced = True
             self._scope.cancel()
             self._quiet_scope.shield = False
-            self.timer.set(CANCEL_GRACE, self._give_up)
+            self.timer.set(CANCEL_GRACE * (1 + 0.1 * self.levels), self._give_up)
 
     def _give_up(self) -> None:
         """Reports that the owner task does not end, wakes the waiting tasks, and stops cancelling it."""

@@ -8,7 +8,7 @@ blocks that use it, belong to the series.
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ._failure import Failure
@@ -73,6 +73,7 @@ class Series(Generic[T]):
         policy: ReconnectPolicy | None,
         watch: Callable[[T], Awaitable[object]] | None,
         is_kept: bool,
+        context: Context,
     ) -> None:
         """Begins the first run.
 
@@ -83,6 +84,7 @@ class Series(Generic[T]):
             policy: Decides whether another run follows.
             watch: See the attribute.
             is_kept: See the attribute.
+            context: The context variables for the owner tasks.
         """
         self.key = life.key
         self.name = manager.name
@@ -95,7 +97,7 @@ class Series(Generic[T]):
         self._life: Life[T] | None = life
         self._manager: ConnectionManager[T] | None = manager
         self.policy = policy
-        self._context: Context | None = copy_context()
+        self._context: Context | None = context
         self._failures = 0
         self._delay = 0.0
         self._due = 0.0
@@ -124,7 +126,7 @@ class Series(Generic[T]):
     # For its runs.
 
     def new_context(self) -> Context:
-        """Returns the context variables of the `start()` call, for the owner task of a run."""
+        """Returns the context variables for the owner task of a run."""
         assert self._context is not None
         return self._context.copy() if self.policy is not None else self._context
 

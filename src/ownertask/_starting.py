@@ -31,6 +31,7 @@ async def start(life: Life[T], timeout: float | None, *, is_kept: bool) -> T:
     stops = life.stops
     deadline = _deadline(timeout)
     while (run := life.alive_run("start")) is not None and run.state is ConnectionState.CLOSING:
+        life.check_not_refused()
         if (received := await _behind_close(life, run, stops, timeout, deadline)) is not None:
             return received[0]
     if life.stops != stops:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, TypeVar
 from ._arguments import checked_timeout
 from ._life import Life
 from ._owner import STOP_TIMEOUT, Run, current_event_loop
+from ._reason import is_a
 from ._starting import start
 from ._waiting import forced, forced_shielded, over, over_for_good, seen_through
-from .errors import OwnerTaskError
+from .errors import OwnerTaskError, StopTimeoutError
 from .state import ConnectionState
 
 if TYPE_CHECKING:
@@ -117,3 +118,5 @@ async def _close(run: Run[T], timeout: float | None) -> None:
         raise
     if not run.is_over:
         raise run.stop_timeout_error()
+    if run.exception is not None and is_a(run.exception, StopTimeoutError):
+        run.raise_exception()  # the error of a member that could not be stopped

@@ -79,10 +79,10 @@ class NotConnectedError(ConnectionManagerError, RuntimeError):
 
 
 class ConnectionStoppedError(ConnectionManagerError):
-    """`stop()` was called while `start()` was waiting for the connection."""
+    """`stop()` was called while `start()`, `acquire()` or `add()` was waiting for the connection."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, "stop() was called while start() was waiting for the connection")
+    def __init__(self, name: str, call: str = "start()") -> None:
+        super().__init__(name, f"stop() was called while {call} was waiting for the connection")
 
 
 class ConnectionLostError(ConnectionManagerError):

@@ -530,5 +530,5 @@ class ConnectionManager(ABC, Generic[T_co]):
             ManagerInUseError: The inner manager is running, or is already part of another manager.
             TypeError: `reconnect` or `watch` was set on the inner manager. Set it on the outer one.
         """
-        async with lent(manager, manager._life, self.name, self._life.key) as connection:
+        async with lent(manager, manager._life, self.name, self._life) as connection:
             yield connection

@@ -16,11 +16,11 @@ from mcp import ClientSession, StdioServerParameters
 from typing_extensions import Unpack, override
 
 from .._arguments import checked_reconnect, checked_timeout, checked_watch
+from .._copying import attributes_in
 from ..manager import ConnectionManager
 from ..policy import ReconnectPolicy
 from ..state import ConnectionState
 from . import _sdk
-from ._copying import attributes_in
 from ._http import HttpConnectionManager, checked_url
 from ._http_errors import shown_url
 from ._session_watch import SessionWatch

@@ -13,11 +13,11 @@ from typing import Final
 from mcp import StdioServerParameters
 from typing_extensions import override
 
-from .._arguments import checked_size, checked_timeout
+from .._arguments import checked_count, checked_timeout
+from .._copying import attributes_in
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from . import _sdk
-from ._copying import attributes_in
 from ._permanent import command_errors_marked, is_command_error
 from ._server_exit import ServerExitedError, ServerRecord
 from ._server_process import Bounds, server_process
@@ -147,7 +147,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         if not isinstance(keep_children, bool):
             raise TypeError(f"keep_children must be a boolean, not {type(keep_children).__name__}")
         self.keep_children: bool = keep_children
-        self.max_message_bytes: int | None = checked_size("max_message_bytes", max_message_bytes)
+        self.max_message_bytes: int | None = checked_count("max_message_bytes", max_message_bytes)
         self._record = ServerRecord()
 
     @property

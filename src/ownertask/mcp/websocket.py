@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from typing_extensions import TypeAliasType, override
 
-from .._arguments import checked_size, checked_timeout
+from .._arguments import checked_count, checked_timeout
 from ..manager import ConnectionManager
 from ..state import ConnectionState
 from ._permanent import has_untrusted_certificate
@@ -138,7 +138,7 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         self.close_timeout: float | None = checked_timeout("close_timeout", close_timeout)
         self.ping_interval: float | None = checked_timeout("ping_interval", ping_interval)
         self.ping_timeout: float | None = checked_timeout("ping_timeout", ping_timeout)
-        self.max_message_bytes: int | None = checked_size("max_message_bytes", max_message_bytes)
+        self.max_message_bytes: int | None = checked_count("max_message_bytes", max_message_bytes)
         self.compression: Literal["deflate"] | None = compression
         self.subprotocols: Sequence[str] = _checked_subprotocols(subprotocols)
 
