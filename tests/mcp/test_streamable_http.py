@@ -272,6 +272,7 @@ managers = pytest.mark.parametrize("manager_type", MANAGERS)
         ({"url": "example.org"}, ValueError, "url must be a URL that starts with http"),
         ({"url": "http://s3cret:s3cret"}, ValueError, "url must be a URL that starts with http"),
         ({"url": "http://"}, ValueError, "url must be a URL that starts with http"),
+        ({"url": "http://h/\ud800s3cret"}, ValueError, "url must be a URL that starts with http"),
         ({"headers": ["X-Key"]}, TypeError, "headers must be a mapping or None, not list"),
         ({"headers": {"X-Key": 1}}, TypeError, "headers must map strings to strings"),
         (

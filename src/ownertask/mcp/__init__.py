@@ -1,6 +1,7 @@
 """Connection managers for MCP sessions and their transports."""
 
 from ._server_exit import ServerExitedError
+from .config import SessionManagerOptions, managers_from_config
 from .ping import ping_every
 from .session import (
     ClientConnectionManager,
@@ -19,6 +20,7 @@ __all__ = [
     "ClientOptions",
     "ServerExitedError",
     "SessionConnectionManager",
+    "SessionManagerOptions",
     "SessionOptions",
     "SseConnectionManager",
     "StdioConnectionManager",
@@ -27,5 +29,6 @@ __all__ = [
     "TransportStreams",
     "WebSocketConnectionManager",
     "WebSocketHeaders",
+    "managers_from_config",
     "ping_every",
 ]

@@ -37,7 +37,7 @@ def checked_url(argument: str, url: str) -> str:
         raise TypeError(f"{argument} must be a URL, not {type(url).__name__}")
     try:
         parsed = _sdk.http.URL(url)
-    except _sdk.http.InvalidURL:
+    except (_sdk.http.InvalidURL, UnicodeError):  # a UnicodeError contains the URL
         parsed = _sdk.http.URL()
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise ValueError(f"{argument} must be a URL that starts with http:// or https://")
