@@ -30,6 +30,24 @@ REPORTS = ["tests/test_reports_of_losses.py"]
 BLOCKS = ["tests/test_blocks.py"]
 WATCH = ["tests/test_watch.py"]
 LISTENERS = ["tests/proof/test_random.py", "tests/test_listeners.py"]
+GROUPS = [
+    "tests/proof/test_many_finds.py",
+    "tests/proof/test_many_random.py",
+    "tests/test_group.py",
+    "tests/test_group_members.py",
+    "tests/test_group_endings.py",
+    "tests/proof/test_many_sweep.py",
+]
+POOLS = [
+    "tests/proof/test_many_finds.py",
+    "tests/proof/test_many_random.py",
+    "tests/test_pool.py",
+    "tests/test_pool_idle.py",
+    "tests/test_pool_limits.py",
+    "tests/test_pool_rare.py",
+    "tests/proof/test_many_sweep.py",
+]
+MANY = [*POOLS[:2], *GROUPS[2:-1], *POOLS[2:]]
 TIMEOUT = 240
 
 
@@ -405,7 +423,7 @@ MUTANTS = [
         "a manager can be lent twice",
         "_lending.py",
         (
-            "        if life.borrower is not None:\n"
+            "        if (user := life.borrower or life.holder) is not None:\n"
             "            raise ManagerInUseError(\n"
             "                manager.name,"
         ),
@@ -420,14 +438,14 @@ MUTANTS = [
     Mutant(
         "what was lent to a run in a closed event loop stays lent",
         "_life.py",
-        "        return self._loop.is_alive() if self.run is None else self.run.is_alive\n",
+        "        return self.loop.is_alive() if self.run is None else self.run.is_alive\n",
         "        return True\n",
     ),
     Mutant(
         "the run of a loan is known only one level deep",
-        "_lending.py",
-        "    runs = [run for run in runs_around_caller() if key in run.parts]\n",
-        "    runs = [run for run in runs_around_caller() if run.series.key is key]\n",
+        "_life.py",
+        "        runs = [run for run in runs_around_caller() if self.key in run.parts]\n        return runs[-1] if",
+        "        runs = [run for run in runs_around_caller() if run.series.key is self.key]\n        return runs[-1] if",
     ),
     Mutant(
         "a callback of a run that is over reports a loss of the present one",
@@ -438,8 +456,8 @@ MUTANTS = [
     Mutant(
         "a callback of a run that is over reports a loss of a manager that was lent to it",
         "_life.py",
-        "        runs = [run for run in runs_around_caller() if self.key in run.parts]\n",
-        "        runs = [run for run in runs_around_caller() if run is self.run]\n",
+        "        runs = [run for run in runs_around_caller() if self.key in run.parts]\n        return None",
+        "        runs = [run for run in runs_around_caller() if run is self.run]\n        return None",
     ),
     Mutant(
         "a loss of an inner manager is ignored",
@@ -517,13 +535,13 @@ MUTANTS = [
         "_lending.py",
         (
             "    with claiming:\n"
-            "        if life.borrower is not None:\n"
+            "        if (user := life.borrower or life.holder) is not None:\n"
             "            raise ManagerInUseError(\n"
             "                manager.name,"
         ),
         (
             "    if True:\n"
-            "        if life.borrower is not None:\n"
+            "        if (user := life.borrower or life.holder) is not None:\n"
             "            raise ManagerInUseError(\n"
             "                manager.name,"
         ),
@@ -1003,6 +1021,487 @@ MUTANTS = [
         "        return run is not None and run.is_open(connection)\n",
         "        return run is not None\n",
         REPORTS,
+    ),
+    Mutant(
+        "a group does not stop its members",
+        "group.py",
+        "        await self._members.stop()\n",
+        "        pass\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a strict group still listens to members that it closes",
+        "group.py",
+        (
+            "        self.is_open = False\n"
+            "        for mark in self._marks.values():\n"
+            "            mark.report_failures(None)\n"
+        ),
+        ("        for mark in self._marks.values():\n            mark.report_failures(None)\n"),
+        GROUPS,
+    ),
+    Mutant(
+        "a member that could not be added stays claimed",
+        "group.py",
+        ("            if self.is_open:\n                mark.remove()\n            raise\n"),
+        "            raise\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a member that could not be added while the group closes is released",
+        "group.py",
+        ("            if self.is_open:\n                mark.remove()\n            raise\n"),
+        ("            mark.release()\n            raise\n"),
+        GROUPS,
+    ),
+    Mutant(
+        "two calls of add() may use one key",
+        "group.py",
+        "        if key in self._managers or opened.is_adding(key):\n",
+        "        if key in self._managers:\n",
+        GROUPS,
+    ),
+    Mutant(
+        "add() works while the group opens",
+        "group.py",
+        "        if opened is None or not opened.is_open:\n",
+        "        if opened is None:\n",
+        GROUPS,
+    ),
+    Mutant(
+        "add() ignores the limit of concurrent starts",
+        "group.py",
+        "            async with self._turns:\n                self._check_open()\n",
+        "            if True:\n                self._check_open()\n",
+        GROUPS,
+    ),
+    Mutant(
+        "add() does not check whether the group closed while it waited for its turn",
+        "group.py",
+        "            async with self._turns:\n                self._check_open()\n                connection",
+        "            async with self._turns:\n                connection",
+        GROUPS,
+    ),
+    Mutant(
+        "add() ignores `member_timeout`",
+        "group.py",
+        "connection = await mark.manager.start(self._group.member_timeout)",
+        "connection = await mark.manager.start()",
+        GROUPS,
+    ),
+    Mutant(
+        "a strict group does not notice the loss of a member that was added",
+        "group.py",
+        "        self._marks[key] = mark\n        if self._group.strict:\n",
+        "        self._marks[key] = mark\n        if False:\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a strict group is lost when one of its members is removed",
+        "group.py",
+        ("        mark = self._marks.pop(key)\n        mark.report_failures(None)\n"),
+        "        mark = self._marks.pop(key)\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a member can be started while it is being removed",
+        "group.py",
+        "        mark.refuses_start = True\n        try:\n            await mark.manager.stop()\n",
+        "        try:\n            await mark.manager.stop()\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a removed member stays claimed",
+        "group.py",
+        ("        finally:\n            mark.remove()\n"),
+        ("        finally:\n            pass\n"),
+        GROUPS,
+    ),
+    Mutant(
+        "a removed member that did not stop is released",
+        "_members.py",
+        ("        if not self.is_running:\n            self.release()\n"),
+        "        self.release()\n",
+        GROUPS,
+    ),
+    Mutant(
+        "remove() keeps a member that was cancelled while it stopped",
+        "group.py",
+        "        del self._managers[key]\n        if opened is not None:\n            await opened.remove(key)\n",
+        "        if opened is not None:\n            await opened.remove(key)\n        del self._managers[key]\n",
+        GROUPS,
+    ),
+    Mutant(
+        "start() of a group waits indefinitely for a member with a policy",
+        "group.py",
+        "            with move_on_after(timeout):\n",
+        "            with move_on_after(None):\n",
+        GROUPS,
+    ),
+    Mutant(
+        "the attempt of a member without a policy is not limited",
+        "group.py",
+        "timeout = self._group.member_timeout if manager.reconnect is None else None",
+        "timeout = None",
+        GROUPS,
+    ),
+    Mutant(
+        "the attempt of a member with a policy is limited",
+        "group.py",
+        "timeout = self._group.member_timeout if manager.reconnect is None else None",
+        "timeout = self._group.member_timeout",
+        GROUPS,
+    ),
+    Mutant(
+        "a strict group waits for a member that is late",
+        "group.py",
+        "                if self._group.strict and error is not None:\n",
+        "                if False:\n",
+        GROUPS,
+    ),
+    Mutant(
+        "`failures` keeps a timeout after the member has opened",
+        "group.py",
+        "            self.late.pop(key, None)\n",
+        "            pass\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a strict group ends when a member is closed with an error by its own stop()",
+        "_members.py",
+        "        was_stopped = self.life.run is not None and self.life.run.outcome.was_stopped\n",
+        "        was_stopped = False\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a strict group survives a loss",
+        "group.py",
+        "            self._group.connection_lost(error)\n",
+        "            pass\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a strict group raises the last failure instead of the first",
+        "group.py",
+        "raise self._errors[0]",
+        "raise self._errors[-1]",
+        MANY,
+    ),
+    Mutant(
+        "a strict start() waits for the other members after a failure",
+        "group.py",
+        "            self._first_attempts.cancel()\n",
+        "            pass\n",
+        GROUPS,
+    ),
+    Mutant(
+        "`max_concurrent_starts` is ignored",
+        "group.py",
+        "Semaphore(group.max_concurrent_starts or sys.maxsize, fast_acquire=True)",
+        "Semaphore(sys.maxsize, fast_acquire=True)",
+        GROUPS,
+    ),
+    Mutant(
+        "the view contains members that are not open",
+        "group.py",
+        "            if manager.state is ConnectionState.OPEN:\n                yield key\n",
+        "            yield key\n",
+        GROUPS,
+    ),
+    Mutant(
+        "a group takes members that are part of another one",
+        "_members.py",
+        "        if (borrower := life.borrower or life.holder) is not None:\n",
+        "        if (borrower := life.borrower) is not None:\n",
+        MANY,
+    ),
+    Mutant(
+        "a group takes members that are running",
+        "_members.py",
+        "        if member.is_running:\n            raise ManagerInUseError(\n",
+        "        if False:\n            raise ManagerInUseError(\n",
+        MANY,
+    ),
+    Mutant(
+        "members stay claimed after the end of the run",
+        "_members.py",
+        (
+            "        for member in tuple(self._members):\n"
+            "            member.release()\n"
+            "        if self.run is not None:\n"
+        ),
+        "        if self.run is not None:\n",
+        MANY,
+    ),
+    Mutant(
+        "members can be started while the group closes",
+        "_members.py",
+        "        for member in self._members:\n            member.refuses_start = True\n",
+        "",
+        MANY,
+    ),
+    Mutant(
+        "members are stopped one after another",
+        "_members.py",
+        "                    task_group.start_soon(_stop, member)\n",
+        "                    await _stop(member)\n",
+        MANY,
+    ),
+    Mutant(
+        "stop() does not report a member that did not end",
+        "_members.py",
+        ("                if error is not None:\n                    raise error\n"),
+        "                pass\n",
+        MANY,
+    ),
+    Mutant(
+        "a membership counts although its run is over",
+        "_members.py",
+        "        return self._members.is_alive and (self.is_running or not self.is_removed)\n",
+        "        return True\n",
+        MANY,
+    ),
+    Mutant(
+        "a member that is being closed can be started",
+        "_life.py",
+        "        if member.refuses_start:\n",
+        "        if False:\n",
+        MANY,
+    ),
+    Mutant(
+        "members run with the context of the caller",
+        "_life.py",
+        "context=copy_context() if member is None else member.context.copy(),",
+        "context=copy_context(),",
+        MANY,
+    ),
+    Mutant(
+        "a manager is still held after the end of the group's run",
+        "_life.py",
+        "        return member.holder if member is not None and member.is_valid else None\n",
+        "        return member.holder if member is not None else None\n",
+        MANY,
+    ),
+    Mutant(
+        "a group has no more time than its members to report a stubborn one",
+        "_owner.py",
+        "self.timer.set(CANCEL_GRACE * (1 + 0.1 * self.levels), self._give_up)",
+        "self.timer.set(CANCEL_GRACE, self._give_up)",
+        MANY,
+    ),
+    Mutant(
+        "stop() does not raise the StopTimeoutError of a member",
+        "_stopping.py",
+        "    if run.exception is not None and is_a(run.exception, StopTimeoutError):\n        run.raise_exception()",
+        "    if False:\n        run.raise_exception()",
+        MANY,
+    ),
+    Mutant(
+        "a user of an idle connection does not keep it open",
+        "pool.py",
+        "            if not entry.users:\n                self._pool.idle.pop(entry, None)\n",
+        "",
+        POOLS,
+    ),
+    Mutant(
+        "a user who joins a connection that is idle and not open does not keep it",
+        "pool.py",
+        "        if not entry.users:\n            self.idle.pop(entry, None)\n        entry.users += 1\n        return entry\n",
+        "        entry.users += 1\n        return entry\n",
+        POOLS,
+    ),
+    Mutant(
+        "a user who gets a slot while being cancelled loses it",
+        "pool.py",
+        "            self._end(entry)  # its only user was cancelled when the entry got its slot\n",
+        "            pass\n",
+        POOLS,
+    ),
+    Mutant(
+        "a cancelled waiter keeps its place in the queue",
+        "pool.py",
+        "            del self._queue[entry], self._entries[entry.key]\n",
+        "            pass\n",
+        POOLS,
+    ),
+    Mutant(
+        "an idle connection does not make room",
+        "pool.py",
+        "                self._idle_again = None\n            self._give_slots()\n",
+        "                self._idle_again = None\n",
+        POOLS,
+    ),
+    Mutant(
+        "the most recently used idle connection makes room",
+        "pool.py",
+        "                self._close(next(iter(self.idle)))\n            else:\n                break\n",
+        "                self._close(next(reversed(self.idle)))\n            else:\n                break\n",
+        POOLS,
+    ),
+    Mutant(
+        "more idle connections than needed make room",
+        "pool.py",
+        "            elif self.idle and self._leaving < len(self._queue):\n",
+        "            elif self.idle:\n",
+        POOLS,
+    ),
+    Mutant(
+        "the newest waiter is served first",
+        "pool.py",
+        "                entry = next(iter(self._queue))\n",
+        "                entry = next(reversed(self._queue))\n",
+        POOLS,
+    ),
+    Mutant(
+        "there may be one connection too many",
+        "pool.py",
+        "            if limit is None or self._slots < limit:\n",
+        "            if limit is None or self._slots <= limit:\n",
+        POOLS,
+    ),
+    Mutant(
+        "the end of a connection does not free its slot",
+        "pool.py",
+        "        self._slots -= 1\n        self._give_slots()\n",
+        "        self._give_slots()\n",
+        POOLS,
+    ),
+    Mutant(
+        "a slot that is free is not given to a waiter",
+        "pool.py",
+        "        self._slots -= 1\n        self._give_slots()\n",
+        "        self._slots -= 1\n",
+        POOLS,
+    ),
+    Mutant(
+        "a discarded connection stays open after its last user",
+        "pool.py",
+        "        elif entry.has_begun:\n            self._close(entry)\n",
+        "        elif entry.has_begun:\n            pass\n",
+        POOLS,
+    ),
+    Mutant(
+        "new users get a connection that was discarded",
+        "pool.py",
+        "            entry.is_discarded = True\n            del self._entries[key]\n            self.open.pop(key, None)\n",
+        "            entry.is_discarded = True\n            del self._entries[key]\n",
+        POOLS,
+    ),
+    Mutant(
+        "discard() does not wait for the end of an unused connection",
+        "pool.py",
+        "            self._detach(entry)\n            self._leaving += 1\n            await self._stop(entry)\n",
+        "            self._close(entry)\n",
+        POOLS,
+    ),
+    Mutant(
+        "discard() closes a connection that is used",
+        "pool.py",
+        "        if entry.users:\n            entry.is_discarded = True\n",
+        "        if False:\n            entry.is_discarded = True\n",
+        POOLS,
+    ),
+    Mutant(
+        "a connection that opens after it was discarded gets new users",
+        "pool.py",
+        "            if self._entries.get(entry.key) is entry:\n                self.open[entry.key] = entry\n",
+        "            self.open[entry.key] = entry\n",
+        POOLS,
+    ),
+    Mutant(
+        "new users get a connection that was lost",
+        "pool.py",
+        ("                self._open -= 1\n                self._hide(entry)\n"),
+        "                self._open -= 1\n",
+        POOLS,
+    ),
+    Mutant(
+        "a lost connection with a policy is not waited for",
+        "pool.py",
+        "                await manager.wait_open(timeout)\n",
+        "                await manager.start(timeout)\n",
+        POOLS,
+    ),
+    Mutant(
+        "a user spins on a connection that will not be opened again",
+        "pool.py",
+        "            except (ConnectionLostError, NotConnectedError):  # it will not be opened again\n                self._detach(entry)\n",
+        "            except (ConnectionLostError, NotConnectedError):\n                pass\n",
+        POOLS,
+    ),
+    Mutant(
+        "stop() does not wake the calls that wait for a slot",
+        "pool.py",
+        "            entry.turn.set()\n        await self._members.stop()\n",
+        "            pass\n        await self._members.stop()\n",
+        POOLS,
+    ),
+    Mutant(
+        "a pool that closes opens a connection for a waiter",
+        "pool.py",
+        (
+            "        if self.is_closing:\n"
+            '            raise ConnectionStoppedError(self._pool.name, "acquire()")\n'
+            "        if entry.failure is not None:\n"
+        ),
+        "        if entry.failure is not None:\n",
+        POOLS,
+    ),
+    Mutant(
+        "open() is called in the context of the user",
+        "pool.py",
+        "self._members.claim([context.run(self._create, entry.key)])",
+        "self._members.claim([self._create(entry.key)])",
+        POOLS,
+    ),
+    Mutant(
+        "the wait for a slot does not count for the timeout",
+        "pool.py",
+        "                    remaining = None if deadline is None else max(0.0, deadline - self.loop.time())\n                if await",
+        "                    remaining = timeout\n                if await",
+        POOLS,
+    ),
+    Mutant(
+        "the idle timeout counts from the start of the use",
+        "pool.py",
+        "            self.idle[entry] = self.loop.time() + self.idle_timeout\n",
+        "            self.idle.setdefault(entry, self.idle_timeout)\n",
+        POOLS,
+    ),
+    Mutant(
+        "the task that closes idle connections is not woken",
+        "pool.py",
+        "                self._idle_again.set()\n                self._idle_again = None\n",
+        "                self._idle_again = None\n",
+        POOLS,
+    ),
+    Mutant(
+        "a connection that cannot be closed ends the pool",
+        "pool.py",
+        "        with suppress(StopTimeoutError):  # the manager has logged it\n            await self._stop(entry)\n",
+        "        await self._stop(entry)\n",
+        POOLS,
+    ),
+    Mutant(
+        "connections are closed in the context of a user",
+        "pool.py",
+        "        context = self._members.context.copy()  # the user may be part of another run\n        context.run(self._task_group.start_soon, self._stop_quietly, entry)\n",
+        "        self._task_group.start_soon(self._stop_quietly, entry)\n",
+        POOLS,
+    ),
+    Mutant(
+        "a call that waits is still counted after it has ended",
+        "pool.py",
+        "            finally:\n                self._waiting -= 1\n",
+        "            finally:\n                pass\n",
+        POOLS,
+    ),
+    Mutant(
+        "a call that tries again leaves a user behind",
+        "pool.py",
+        "            # It ended before this call could use it.\n            self.leave(entry)\n",
+        "            # It ended before this call could use it.\n",
+        POOLS,
     ),
 ]
 
