@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 import anyio
 from mcp import StdioServerParameters
 
+from ownertask import ConnectionGroup
 from ownertask.mcp import SessionConnectionManager
 
 server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
@@ -30,48 +31,37 @@ class Calculator:
 
 
 # --8<-- [start:many]
-managers = {name: SessionConnectionManager(server, name=name) for name in ("red", "green", "blue")}
-
-
-async def start_all() -> None:
-    try:
-        async with anyio.create_task_group() as task_group:
-            for manager in managers.values():
-                task_group.start_soon(manager.start)
-    except BaseException:
-        await stop_all()
-        raise
-
-
-async def stop_all() -> None:
-    async with anyio.create_task_group() as task_group:
-        for manager in managers.values():
-            task_group.start_soon(manager.stop)
+names = ("red", "green", "blue")
+group = ConnectionGroup(
+    {name: SessionConnectionManager(server, name=name) for name in names},
+    strict=True,  # start() raises if one of them fails
+)
 
 
 async def list_all_tools() -> dict[str, str]:
     return {
         tool.name: name
-        for name, manager in managers.items()
-        for tool in (await manager.connection.list_tools()).tools
+        for name, session in list(group.connection.items())
+        for tool in (await session.list_tools()).tools
     }
 
 
 # --8<-- [end:many]
 
 
-async def run_in_task(function: Callable[[], Coroutine[object, object, None]]) -> None:
+async def run_in_task(function: Callable[[], Coroutine[object, object, object]]) -> None:
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(function)
 
 
 async def main() -> None:
     calculator = Calculator()
-    for function in (calculator.connect, calculator.close, start_all):
-        await run_in_task(function)
+    await run_in_task(calculator.connect)
+    await run_in_task(calculator.close)
+    await run_in_task(group.start)
     print(await list_all_tools())
-    await run_in_task(stop_all)
-    print(*(manager.state.value for manager in managers.values()))
+    await run_in_task(group.stop)
+    print(*(manager.state.value for manager in group.managers.values()))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,11 @@ def running_hypercorn(*options: str) -> Generator[str]:
 def running(command: list[str]) -> Generator[str]:
     """Runs a Python program in a subprocess, and yields the URL from the line "running on URL"."""
     with subprocess.Popen(
-        [sys.executable, *command], cwd=FOLDER, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        cwd=FOLDER,
+        stdout=subprocess.DEVNULL,  # on a terminal, uvicorn would write the line in several colors
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stderr is not None
         try:

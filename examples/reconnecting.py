@@ -31,7 +31,7 @@ gray = SessionConnectionManager(missing, name="gray", reconnect=ReconnectPolicy(
 # --8<-- [start:status]
 def status(manager: ConnectionManager[object]) -> str:
     """Describes a manager in one line."""
-    line = f"{manager.name:5}  {manager.state.value}"
+    line = f"{manager.name:7}  {manager.state.value}"
     if (reconnecting := manager.reconnecting) is not None:
         seconds = max(0.0, reconnecting.due - anyio.current_time())
         when = f"retry in {seconds:.1f} s" if seconds else "trying now"
@@ -41,6 +41,9 @@ def status(manager: ConnectionManager[object]) -> str:
 
 
 # --8<-- [end:status]
+
+
+COLORS = {ConnectionState.OPEN: 32, ConnectionState.OPENING: 33, ConnectionState.FAILED: 31}
 
 
 class StatusPage:
@@ -61,13 +64,16 @@ class StatusPage:
         if self._is_terminal:
             self.draw()
         elif new is manager.state:  # not FAILED if another run follows
-            print(status(manager))
+            print(status(manager), flush=True)
 
     def draw(self) -> None:
         width = shutil.get_terminal_size().columns
-        up = f"\x1b[{len(self._managers)}A" if self._is_drawn else ""
+        page = f"\x1b[{len(self._managers)}A" if self._is_drawn else ""  # moves up to the first line
+        for manager in self._managers:
+            color = COLORS.get(manager.state, 0)
+            page += f"\x1b[{color}m{status(manager)[:width]}\x1b[0m\x1b[K\n"
         self._is_drawn = True
-        print(up + "".join(f"{status(each)[:width]}\x1b[K\n" for each in self._managers), end="")
+        print(page, end="")
 
     async def count_down(self) -> None:
         while self._is_terminal:
@@ -97,7 +103,7 @@ callers = [Caller(green.current), Caller(red.current)]
 # --8<-- [end:use]
 
 
-async def kill(manager: SessionConnectionManager, times: int) -> None:
+async def kill(manager: ConnectionManager[ClientSession], times: int) -> None:
     """Kills the server, and waits until the manager is connected to the next one."""
     await manager.start()
     for _ in range(times):

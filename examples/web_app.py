@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-import anyio
 import uvicorn
 from http_server import running_server
 from starlette.applications import Starlette
@@ -19,30 +18,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from ownertask import ConnectionGroup
 from ownertask.mcp import SessionConnectionManager
 
 
 # --8<-- [start:app]
 def create_app(urls: dict[str, str]) -> Starlette:
     managers = {name: SessionConnectionManager(url, name=name) for name, url in urls.items()}
-
-    async def try_to_start(manager: SessionConnectionManager) -> None:
-        try:
-            await manager.start(timeout=10)
-        except Exception as error:  # noqa: BLE001 - the application runs without this server
-            print(f"{manager.name} is down: {type(error).__name__}")
+    group = ConnectionGroup(managers, member_timeout=10)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
-        async with anyio.create_task_group() as task_group:
-            for manager in managers.values():
-                task_group.start_soon(try_to_start, manager)
-        try:
+        async with group:
+            for name, error in group.failures.items():  # the application runs without these servers
+                print(f"{name} is down: {type(error).__name__}")
             yield
-        finally:
-            async with anyio.create_task_group() as task_group:
-                for manager in managers.values():
-                    task_group.start_soon(manager.stop)
 
     async def add(request: Request) -> JSONResponse:
         manager = managers[request.path_params["server"]]

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import ownertask.mcp
 
 ROOT = Path(__file__).parents[1]
-HELPERS = {"certificates", "http_server", "oauth_server", "server"}
+HELPERS = {"certificates", "http_server", "oauth_server", "server", "tenants_server"}
 
 
 def run(*args, stdin=None):
@@ -64,6 +65,11 @@ def test_jobs_share_a_connection_that_the_last_one_closes(backend):
 
 
 @backends
+def test_a_server_of_a_configuration_file_is_used(backend):
+    assert "text='3'" in run("examples/config_file.py", backend)
+
+
+@backends
 def test_a_call_after_a_loss_waits_for_the_next_server(backend):
     assert run("examples/restarting.py", backend) == "1 + 1 = 2\n2 + 2 = 4\n"
 
@@ -82,11 +88,75 @@ def test_lost_connections_are_opened_again_and_status_lines_show_why(backend):
         "gray": ["opening", "failed  [Errno 2] No such file or directory: 'no-such-command'"],
     }
     for name, states in expected.items():
-        assert [line[7:] for line in printed if line.startswith(name)] == states
+        assert [line[9:] for line in printed if line.startswith(name)] == states
     assert green.startswith("green {'answered': ")
     assert red.startswith("red {'answered': ")
     shown = (ROOT / "examples/reconnecting.txt").read_text()
     assert set(re.sub(r"retry in \d\.\d s", "retry", shown).splitlines()) <= set(printed)
+
+
+def states_of(lines):
+    """Returns the states in the order in which each manager had them, without the delays."""
+    found = {}
+    for line in lines:
+        name, state = line[:9].strip(), line[9:]
+        found.setdefault(name, []).append(re.sub(r"retry in \d\.\d s", "retry", state))
+    return found
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows describes the errors differently")
+@backends
+def test_a_group_works_while_servers_of_it_are_mute_missing_or_killed(backend):
+    lines = run("examples/several_servers.py", backend).splitlines()
+    missing = "[Errno 2] No such file or directory: 'no-such-command'"
+    usual = ["opening", "open", "closing", "closed"]
+    loss = ["closing", "opening  failures: 1  retry  the server was killed by SIGTERM", "open"]
+    assert states_of(lines[:-5]) == {
+        "group": usual,
+        "green": usual,
+        "flaky": [*usual[:2], *loss, *usual[2:]],
+        "mute": ["opening", "closing", "closed"],
+        "missing": ["opening", f"failed  {missing}"],
+        "web": usual,
+    }
+    assert lines[-5:] == [
+        "flaky: 1 + 2 = 3",
+        "green: 1 + 2 = 3",
+        f"missing: FileNotFoundError: {missing}",
+        "mute: StartTimeoutError: mute: not connected after 1 s",
+        "web: 1 + 2 = 3",
+    ]
+    shown = (ROOT / "examples/several_servers.txt").read_text().splitlines()
+    assert states_of(shown[:-5]) == states_of(lines[:-5])
+    assert shown[-5:] == lines[-5:]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudoterminals")
+@backends
+def test_on_a_terminal_ctrl_c_closes_the_servers_of_a_group(backend):
+    import pty  # Windows does not have it
+
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "examples/several_servers.py", backend]
+    with subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=subprocess.PIPE) as process:
+        os.close(terminal)
+        printed = b""
+        while b"\x1b[32mgroup    open\x1b[0m" not in printed:  # in green
+            printed += os.read(screen, 4096)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # Linux raises it at the end of the output
+            while read := os.read(screen, 4096):
+                printed += read
+        os.close(screen)
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    page = printed.decode().split("\x1b[6A")[-1]  # the six lines are updated in place
+    *lines, interrupted = re.sub(r"\x1b\[\d*[mK]", "", page).splitlines()
+    assert interrupted == "interrupted; all connections are closed"
+    assert states_of(lines) == {
+        "missing": ["failed  [Errno 2] No such file or directory: 'no-such-command'"],
+        **{name: ["closed"] for name in ("group", "green", "flaky", "mute", "web")},
+    }
 
 
 @backends
@@ -238,6 +308,16 @@ def test_the_web_app_runs_while_one_server_is_down():
     ]
 
 
+def test_an_application_opens_sessions_of_a_few_tenants_at_a_time():
+    assert run("examples/tenants.py").splitlines() == [
+        "requests: {200: 240}",
+        "sessions open at once: 4",
+        "a tenant whose server is down: 503",
+        "after the change of a key: ['new key']",
+        "stats: {'open': 4, 'idle': 4, 'waiting': 0}",
+    ]
+
+
 def test_a_session_runs_over_a_websocket():
     assert "text='3'" in run("examples/websocket.py")
 
@@ -271,6 +351,8 @@ def test_code_on_the_pages_comes_from_the_examples():
         ):
             if kind == "python":
                 assert re.fullmatch(r'--8<-- "examples/\w+\.i?py:\w+"\n', code), (page, code)
+            elif kind == "json":
+                assert re.fullmatch(r'--8<-- "examples/\w+\.json"\n', code), (page, code)
             elif kind == "sh":
                 assert all(
                     re.match(r"python3 -m venv|\.venv/bin/python ", line) for line in code.splitlines()
