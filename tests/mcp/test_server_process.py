@@ -1172,7 +1172,7 @@ async def threads_ended():
     """Waits for the library's threads, which a second native cancellation leaves alone."""
     for thread in threading.enumerate():
         if thread.name.startswith(("errlog of", "ownertask")):
-            await anyio.to_thread.run_sync(thread.join, 1)
+            await anyio.to_thread.run_sync(thread.join, 5)
 
 
 @slow
@@ -1314,10 +1314,10 @@ async def test_O17_a_start_that_is_cancelled_while_popen_blocks_leaves_no_proces
                 await task
         assert popen.process is None
         popen.let_go.set()
-        if fails:
-            await threads_ended()
-        else:
+        if not fails:
             await anyio.to_thread.run_sync(popen.reaped.wait, 5)
+        await threads_ended()
+        if not fails:
             assert popen.process.returncode == -9
             assert popen.process.stdin.closed
             with suppress(BlockingIOError):
