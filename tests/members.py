@@ -1,17 +1,12 @@
-"""Members of groups, and checks that hold for every group.
+"""Managers to use as members of groups, and checks that apply to every group.
 
 Tests that measure time run in virtual time. Their functions may use hours.
 """
 
-import inspect
 from contextlib import asynccontextmanager
-from functools import wraps
 
-import anyio
-import pytest
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage
-from proof import clocks
 from reopening import settle
 
 from ownertask import ConnectionManager, ConnectionState
@@ -19,8 +14,6 @@ from ownertask import ConnectionManager, ConnectionState
 HOUR = 3600
 
 NOT_ALIVE = {ConnectionState.NEW, ConnectionState.CLOSED, ConnectionState.FAILED}
-
-CLOCKS = [clock for clock in clocks.CLOCKS if clock != "uvloop"]
 
 
 class Member(Probe):
@@ -58,23 +51,6 @@ class Outer(ConnectionManager[object]):
 def members(*keys):
     """Returns a member for each key."""
     return {key: Member(f"member {key}") for key in keys}
-
-
-def in_virtual_time(test):
-    """Runs an async test with each virtual clock, for a hundred days at most."""
-
-    @wraps(test)
-    def run(clock, **arguments):
-        async def bounded():
-            with anyio.fail_after(100 * 24 * HOUR):
-                await test(**arguments)
-
-        clocks.run(bounded, clock=clock)
-
-    parameters = inspect.signature(test).parameters.values()
-    clock = inspect.Parameter("clock", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    run.__signature__ = inspect.Signature([clock, *parameters])
-    return pytest.mark.parametrize("clock", CLOCKS)(run)
 
 
 @asynccontextmanager

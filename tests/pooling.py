@@ -1,21 +1,15 @@
 """Servers and users for tests of `ConnectionPool`."""
 
-import functools
-import inspect
 from contextlib import asynccontextmanager
 
 import anyio
-import pytest
 from anyio.lowlevel import checkpoint
 from probe import Probe
-from proof import clocks
 from reopening import settle
 
 from ownertask import ConnectionPool, ConnectionState
 
 DAY = 24 * 3600
-
-VIRTUAL_CLOCKS = [clock for clock in clocks.CLOCKS if clock != "uvloop"]
 
 ALIVE = {ConnectionState.OPENING, ConnectionState.OPEN, ConnectionState.CLOSING}
 
@@ -175,23 +169,6 @@ async def slots(pool, task_group, number):
     for key in keys:
         await pool.discard(key)
     assert pool.stats().waiting == 0
-
-
-def in_virtual_time(test):
-    """Runs an async test with each virtual clock, for a hundred days at most."""
-
-    @functools.wraps(test)
-    def run(clock, **arguments):
-        async def bounded():
-            with anyio.fail_after(100 * DAY):
-                await test(**arguments)
-
-        clocks.run(bounded, clock=clock)
-
-    parameters = inspect.signature(test).parameters.values()
-    clock = inspect.Parameter("clock", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    run.__signature__ = inspect.Signature([clock, *parameters])
-    return pytest.mark.parametrize("clock", VIRTUAL_CLOCKS)(run)
 
 
 def lasting(seconds):

@@ -18,8 +18,9 @@ import anyio
 import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
-from members import HOUR, Member, Outer, assert_consistent, assert_over, in_virtual_time, members
+from members import HOUR, Member, Outer, assert_consistent, assert_over, members
 from probe import Stage, raises
+from proof.clocks import in_virtual_time
 from reopening import NOT_YET, Call, in_turn, is_same, settle, what_connection_raises
 
 from ownertask import (

@@ -18,11 +18,11 @@ from members import (
     assert_ended,
     assert_over,
     at_each_step,
-    in_virtual_time,
     members,
     stuck,
 )
 from probe import Stage, raises
+from proof.clocks import in_virtual_time
 from reopening import AT_ONCE, NOT_YET, Call, in_turn, settle
 
 from ownertask import (

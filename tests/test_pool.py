@@ -12,8 +12,9 @@ import anyio
 import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
-from pooling import Servers, User, in_virtual_time, lasting, leave, running, use, users
+from pooling import Servers, User, lasting, leave, running, use, users
 from probe import Probe, Stage, raises
+from proof.clocks import in_virtual_time
 from reopening import AT_ONCE, Call, in_turn, settle
 
 from ownertask import (

@@ -6,9 +6,10 @@ import math
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from pooling import DAY, Servers, User, in_virtual_time, lasting, leave, running, slots, use, users
+from pooling import DAY, Servers, User, lasting, leave, running, slots, use, users
 from probe import Stage, raises
 from proof import clocks
+from proof.clocks import in_virtual_time
 from reopening import AT_ONCE, Call, in_turn, settle
 
 from ownertask import (

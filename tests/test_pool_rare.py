@@ -9,8 +9,9 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from garbage import collect_silently
-from pooling import DAY, Servers, User, in_virtual_time, lasting, running, slots, use, users
+from pooling import DAY, Servers, User, lasting, running, slots, use, users
 from probe import Stage, raises
+from proof.clocks import in_virtual_time
 from reopening import AT_ONCE, in_turn, settle
 
 from ownertask import (

@@ -3,15 +3,14 @@
 Closing and opening take no time, unless a test says so.
 """
 
-import inspect
 from contextlib import asynccontextmanager, suppress
-from functools import wraps
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from probe import raises
 from proof import clocks
+from proof.clocks import in_virtual_time
 from reopening import HOUR, NOT_YET, Call, Series, refuse, reopening, settle
 
 from ownertask import (
@@ -24,25 +23,6 @@ from ownertask import (
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
 DAY = 24 * HOUR
-
-CLOCKS = [clock for clock in clocks.CLOCKS if clock != "uvloop"]
-
-
-def in_virtual_time(test):
-    """Runs an async test with each virtual clock, for a hundred days at most."""
-
-    @wraps(test)
-    def run(clock, **arguments):
-        async def bounded():
-            with anyio.fail_after(100 * DAY):
-                await test(**arguments)
-
-        clocks.run(bounded, clock=clock)
-
-    parameters = inspect.signature(test).parameters.values()
-    clock = inspect.Parameter("clock", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    run.__signature__ = inspect.Signature([clock, *parameters])
-    return pytest.mark.parametrize("clock", CLOCKS)(run)
 
 
 def policy(**options):

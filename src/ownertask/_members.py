@@ -36,7 +36,7 @@ class Member(Generic[T]):
         manager: The manager.
         life: Its private state.
         refuses_start: Whether the manager cannot be started, because its holder is closing it.
-        is_removed: Whether the membership ends when the manager is no longer running.
+        is_removed: Whether the membership ends with the current run of the manager.
     """
 
     __slots__ = ("_members", "_on_failure", "is_removed", "life", "manager", "refuses_start")

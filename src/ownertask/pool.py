@@ -511,7 +511,7 @@ class _OpenPool(Generic[K, T]):
             entry.member.refuses_start = True
 
     def _end(self, entry: _Entry[K, T]) -> None:
-        """Frees the slot of an entry whose manager is no longer running."""
+        """Frees the slot of an entry after the last run of its manager."""
         self._detach(entry)
         if entry.member is not None:
             entry.member.manager.remove_listener(entry.changed)

@@ -27,7 +27,7 @@ def trivial_manager(_key=None):
 async def open_and_close(count):
     """Returns the times to open and to close a group, and its memory while open, each per member."""
     group = ConnectionGroup({number: trivial_manager() for number in range(count)})
-    gc.disable()  # a collection takes longer the more objects there are, whoever created them
+    gc.disable()  # a full collection visits all objects of the process
     before = time.perf_counter()
     await group.start()
     opened = time.perf_counter()

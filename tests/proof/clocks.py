@@ -1,11 +1,14 @@
 """Event loops with a virtual clock, which jumps to the next timer when no task can run."""
 
 import asyncio
+import functools
+import inspect
 import selectors
 import sys
 from math import inf
 
 import anyio
+import pytest
 
 
 class Deadlock(BaseException):
@@ -106,6 +109,26 @@ def run(function, *args, clock):
                 raise error.__cause__ from None
             raise
     return anyio.run(function, *args, backend_options={"loop_factory": loop_factory(clock)})
+
+
+VIRTUAL_CLOCKS = [clock for clock in CLOCKS if clock != "uvloop"]
+
+
+def in_virtual_time(test):
+    """Runs an async test with each virtual clock, for a hundred days at most."""
+
+    @functools.wraps(test)
+    def run_in_loop(clock, **arguments):
+        async def bounded():
+            with anyio.fail_after(100 * 24 * 3600):
+                await test(**arguments)
+
+        run(bounded, clock=clock)
+
+    parameters = inspect.signature(test).parameters.values()
+    clock = inspect.Parameter("clock", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    run_in_loop.__signature__ = inspect.Signature([clock, *parameters])
+    return pytest.mark.parametrize("clock", VIRTUAL_CLOCKS)(run_in_loop)
 
 
 def run_and_abandon(function, *args, clock):

@@ -182,7 +182,7 @@ class GroupModel:
             self.end_for_good()
 
     def end_for_good(self):
-        """A member has ended for good, which ends a strict group."""
+        """Records that a member failed and will not open again, which ends a strict group."""
         if self.strict and self.state == "open":
             self.close("never")
             self.state, self.failure = "failed", "ConnectionLostError"

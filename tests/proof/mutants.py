@@ -1160,7 +1160,7 @@ MUTANTS = [
         GROUPS,
     ),
     Mutant(
-        "`failures` keeps a timeout after the member has opened",
+        "`failures` keeps a timeout after the member opened",
         "group.py",
         "            self.late.pop(key, None)\n",
         "            pass\n",
@@ -1490,7 +1490,7 @@ MUTANTS = [
         POOLS,
     ),
     Mutant(
-        "a call that waits is still counted after it has ended",
+        "a waiting call is still counted after its end",
         "pool.py",
         "            finally:\n                self._waiting -= 1\n",
         "            finally:\n                pass\n",

@@ -59,7 +59,7 @@ class Call:
     """A call in its own task.
 
     Attributes:
-        ended: How it has ended, or `None`.
+        ended: How it ended; `None` until then.
         leave: Set to let a block exit.
     """
 
