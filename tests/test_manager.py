@@ -605,6 +605,12 @@ async def test_from_factory_creates_a_manager_without_a_subclass():
     assert ConnectionManager.from_factory(numbers, name="one").name == "one"
     with pytest.raises(TypeError, match="factory must be callable, not int"):
         ConnectionManager.from_factory(1)
+    hint = "; pass the function that returns it, without calling it"
+    for opened in (numbers(), Probe()):
+        with pytest.raises(
+            TypeError, match=f"factory must be callable, not {type(opened).__name__}{hint}"
+        ):
+            ConnectionManager.from_factory(opened)
 
 
 class ForgetsSuper(ConnectionManager[int]):

@@ -1,7 +1,7 @@
 """A manager for the async context managers that a function returns; see `from_factory()`."""
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
 from functools import partial
 from itertools import count
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -34,8 +34,12 @@ class FactoryConnectionManager(ConnectionManager[T_co]):
         watch: Callable[[T_co], Awaitable[object]] | None,
     ) -> None:
         """Creates a manager; see `ConnectionManager.from_factory()`."""
-        if not callable(factory):
-            raise TypeError(f"factory must be callable, not {type(factory).__name__}")
+        # A context manager from @asynccontextmanager is callable, because it is also a decorator.
+        if not callable(factory) or isinstance(factory, AsyncContextDecorator):
+            hint = ""
+            if isinstance(factory, AbstractAsyncContextManager):
+                hint = "; pass the function that returns it, without calling it"
+            raise TypeError(f"factory must be callable, not {type(factory).__name__}{hint}")
         self._factory_name = _name_of(factory)
         super().__init__(name=f"from_factory({self._factory_name})" if name is None else name)
         self._factory = factory

@@ -186,6 +186,16 @@ def test_options_are_passed_to_each_manager():
         assert manager.options == {"read_timeout_seconds": 7}
 
 
+def test_the_managers_can_have_a_session_class_and_no_handshake():
+    class Session(ClientSession):
+        pass
+
+    found = managers({"a": STDIO, "b": HTTP}, session_class=Session, initialize=False)
+    assert {manager.connection_type for manager in found.values()} == {Session}
+    with pytest.raises(TypeError, match="initialize must be True, False or an async function, not str"):
+        managers({"a": STDIO}, initialize="no")
+
+
 @pytest.mark.parametrize(
     ("milliseconds", "seconds"), [(1000, 1), (1500.5, 1.5005), (60_000, 60), (2**31 - 1, 2147483.647)]
 )

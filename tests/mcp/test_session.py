@@ -395,7 +395,11 @@ async def test_options_that_the_installed_sdk_does_not_accept_are_rejected(kind)
 @pytest.mark.parametrize(
     ("transport", "error", "match"),
     [
-        (1, TypeError, "transport must be a ConnectionManager, StdioServerParameters or a URL, not int"),
+        (
+            1,
+            TypeError,
+            "must be a ConnectionManager, a function .*, a URL or an SDK server, not int",
+        ),
         ("ftp://example.org", ValueError, "transport must be a URL that starts with http"),
         (
             "python server.py",

@@ -1,6 +1,7 @@
 """Connection managers for MCP sessions and their transports."""
 
 from ._server_exit import ServerExitedError
+from ._transport_source import TransportSource
 from .config import SessionManagerOptions, managers_from_config
 from .ping import ping_every
 from .session import (
@@ -26,6 +27,7 @@ __all__ = [
     "StdioConnectionManager",
     "StreamableHttpConnectionManager",
     "StreamableHttpOptions",
+    "TransportSource",
     "TransportStreams",
     "WebSocketConnectionManager",
     "WebSocketHeaders",

@@ -4,19 +4,21 @@ The types come from 2.x, which ownertask is type-checked against.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
+from inspect import Parameter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TextIO, TypeVar, cast, runtime_checkable
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, Lock, WouldBlock
 from anyio.lowlevel import checkpoint
 from mcp import ClientSession, StdioServerParameters, stdio_client, types
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.server.lowlevel import Server
 from mcp.shared import _httpx_utils
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import CONNECTION_CLOSED, ErrorData, JSONRPCError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import httpx2 as http
     from mcp import Client
     from mcp.client._transport import TransportStreams, WriteStream
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from mcp.shared._httpx_utils import McpHttpClientFactory
     from mcp.shared.message import SessionMessage
 
@@ -34,6 +37,7 @@ __all__ = [
     "FOLLOWS_ALL_REDIRECTS",
     "HAS_CLIENT",
     "SESSION_TERMINATED",
+    "HighLevelServer",
     "MCPError",
     "calls_under_way",
     "check_options",
@@ -42,6 +46,7 @@ __all__ = [
     "error_code_of",
     "http",
     "is_answer",
+    "low_level_server",
     "message_from_json",
     "message_to_json",
     "next_request_within_origin",
@@ -53,6 +58,10 @@ __all__ = [
     "stdio_streams",
     "streamable_http_streams",
 ]
+
+S = TypeVar("S", bound=ClientSession)
+
+VARIADIC: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 SDK_VERSION: Final = version("mcp")
 HAS_CLIENT: Final = int(SDK_VERSION.partition(".")[0]) >= 2
@@ -66,7 +75,22 @@ REQUEST_TIMEOUT: Final = -32001 if HAS_CLIENT else 408
 """The code of the SDK's error for a request that received no response in time."""
 
 MCPError: Final = import_module("mcp").MCPError if HAS_CLIENT else import_module("mcp").McpError
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+
+    @runtime_checkable
+    class HighLevelServer(Protocol):
+        """An `MCPServer` of 2.x or a `FastMCP` of 1.x, for type checkers with either version."""
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def session_manager(self) -> StreamableHTTPSessionManager: ...
+else:
+    HighLevelServer = (
+        import_module("mcp.server.mcpserver").MCPServer
+        if HAS_CLIENT
+        else import_module("mcp.server.fastmcp").FastMCP
+    )
     http = import_module("httpx2" if HAS_CLIENT else "httpx")
 
 
@@ -86,30 +110,42 @@ def client_type() -> "type[Client]":
     return Client
 
 
-def check_options(target: Callable[..., object], options: Iterable[str]) -> None:
-    """Rejects options that the SDK's callable does not accept or that only the manager may pass.
+def check_options(
+    target: Callable[..., object], options: Iterable[str], reserved: Collection[str]
+) -> None:
+    """Rejects options that the callable does not accept or that only the manager may pass.
+
+    Args:
+        target: A class or a function of the SDK, or a subclass of such a class.
+        options: The names of the options.
+        reserved: The names of the parameters to which the manager passes arguments.
 
     Raises:
         TypeError: There is such an option.
     """
-    the_managers = {"dispatcher", "http_client", "read_stream", "server", "url", "write_stream"}
-    taken = inspect.signature(target).parameters.keys() - the_managers
+    parameters = inspect.signature(target).parameters
+    named = {name for name, parameter in parameters.items() if parameter.kind not in VARIADIC}
+    taken = sorted(named - set(reserved))
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
     for option in options:
-        if option not in taken:
+        if option in reserved or not (takes_all or option in taken):
+            is_sdks = target.__module__.partition(".")[0] == "mcp"
+            source = f" of mcp {SDK_VERSION}" if is_sdks else ""
+            accepted = ", ".join([*taken, "any other option"] if takes_all else taken)
             raise TypeError(
-                f"unexpected argument {option!r}: {target.__name__} of mcp {SDK_VERSION} accepts "
-                + ", ".join(sorted(taken))
+                f"unexpected argument {option!r}: {target.__name__}{source} accepts {accepted}"
             )
 
 
 @asynccontextmanager
 # Any: the types depend on the installed SDK. check_options() has checked the names.
 async def open_session(
+    session_class: type[S],
     streams: "TransportStreams",
     options: Mapping[str, Any],
     on_crash: Callable[[Exception], object],
-) -> "AsyncGenerator[ClientSession]":
-    """Opens a `ClientSession`. On exit, its pending calls fail.
+) -> "AsyncGenerator[S]":
+    """Opens a session. On exit, its pending calls fail.
 
     If a handler ends the receive loop of 1.x with an exception, the SDK only logs it, and `on_crash` is
     called.
@@ -123,7 +159,7 @@ async def open_session(
         seconds = seconds.total_seconds()
     if seconds is not None:
         converted["read_timeout_seconds"] = seconds if HAS_CLIENT else timedelta(seconds=seconds)
-    session = ClientSession(*streams, **converted)
+    session = session_class(*streams, **converted)
     if HAS_CLIENT:
         async with session:
             yield session
@@ -196,6 +232,14 @@ def session_of(connection: object) -> ClientSession:
     if HAS_CLIENT and isinstance(connection, client_type()):
         return connection.session
     raise TypeError(f"a ClientSession or a Client is required, not {type(connection).__name__}")
+
+
+def low_level_server(server: "HighLevelServer | Server[Any]") -> "Server[Any]":
+    """Returns the low-level server inside a high-level server, or the low-level server itself."""
+    if isinstance(server, HighLevelServer):
+        name = "_lowlevel_server" if HAS_CLIENT else "_mcp_server"
+        return cast("Server[Any]", getattr(server, name))
+    return server
 
 
 def _dispatcher_of(session: ClientSession) -> object:

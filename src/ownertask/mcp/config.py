@@ -6,10 +6,10 @@ An error names the server and the key, and shows no value.
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final, TypeAlias, cast
+from typing import Final, Generic, TypeAlias, cast
 
 from mcp import ClientSession, StdioServerParameters
-from typing_extensions import Unpack
+from typing_extensions import TypeVar, Unpack
 
 from ..manager import ConnectionManager
 from ..policy import ReconnectPolicy
@@ -22,6 +22,8 @@ from .streams import TransportStreams
 from .websocket import WebSocketConnectionManager
 
 __all__ = ["SessionManagerOptions", "managers_from_config"]
+
+S = TypeVar("S", bound=ClientSession, default=ClientSession)
 
 UrlTransport: TypeAlias = (
     type[StreamableHttpConnectionManager] | type[SseConnectionManager] | type[WebSocketConnectionManager]
@@ -49,20 +51,22 @@ TYPES: Final[Mapping[str, tuple[str, ...]]] = {"command": ("stdio",), "url": tup
 """The values of `type`, by the key that selects the transport. The first value is the default."""
 
 
-class SessionManagerOptions(SessionOptions, total=False):
+class SessionManagerOptions(SessionOptions, Generic[S], total=False):
     """The options of a `SessionConnectionManager`, without its transport and its name."""
 
+    session_class: type[S]
+    initialize: bool | Callable[[S], Awaitable[object]]
     start_timeout: float | None
     reconnect: ReconnectPolicy | None
-    watch: Callable[[ClientSession], Awaitable[object]] | None
+    watch: Callable[[S], Awaitable[object]] | None
 
 
 def managers_from_config(
     config: Mapping[str, object] | str | os.PathLike[str],
     *,
     environment: Mapping[str, str] = os.environ,
-    **options: Unpack[SessionManagerOptions],
-) -> dict[str, SessionConnectionManager]:
+    **options: Unpack[SessionManagerOptions[S]],
+) -> dict[str, SessionConnectionManager[S]]:
     """Returns a session manager for each server of a configuration, without opening anything.
 
     The guide *A configuration file* describes the keys. The result does not contain servers with
@@ -111,7 +115,7 @@ class _Server:
             raise invalid(self._at("disabled"), "must be true or false")
         return disabled
 
-    def manager(self, options: SessionManagerOptions) -> SessionConnectionManager:
+    def manager(self, options: SessionManagerOptions[S]) -> SessionConnectionManager[S]:
         create = self._transport()
         if "timeout" in self.entry:
             seconds = seconds_from(self._at("timeout"), self.entry["timeout"])

@@ -8,7 +8,7 @@ answer nothing else meanwhile.
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from anyio import Event, create_task_group, move_on_after, sleep, sleep_until
 
@@ -18,7 +18,7 @@ from ._http_messages import CONNECTION_CLOSED
 from .streams import observed
 
 if TYPE_CHECKING:
-    from mcp import Client, ClientSession
+    from mcp import ClientSession
     from mcp.shared.message import SessionMessage
 
 __all__ = ["ping_every"]
@@ -36,9 +36,18 @@ MAX_PINGS: Final = 2
 """Pings without a response at the same time. One can be stuck in an HTTP connection that is dead."""
 
 
+class HasSession(Protocol):
+    """A `Client` of mcp 2.x. Type checkers do not know that class if mcp 1.x is installed."""
+
+    @property
+    def session(self) -> "ClientSession":
+        """The session of the client."""
+        ...
+
+
 def ping_every(
     interval: float, *, timeout: float | None = TIMEOUT
-) -> "Callable[[ClientSession | Client], Awaitable[None]]":
+) -> "Callable[[ClientSession | HasSession], Awaitable[None]]":
     """Returns a `watch` function that detects that the server of a session no longer responds.
 
     When no message has arrived from the server for `interval` seconds, the function sends a ping. Any
@@ -80,7 +89,7 @@ def _check(argument: str, value: float) -> None:
         raise ValueError(f"{argument} must be a positive number of seconds, not {value!r}")
 
 
-async def _watch(interval: float, timeout: float, connection: "ClientSession | Client") -> None:
+async def _watch(interval: float, timeout: float, connection: "ClientSession | HasSession") -> None:
     """Sends pings to one server.
 
     Raises:

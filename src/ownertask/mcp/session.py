@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypedDict, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from mcp import ClientSession, StdioServerParameters
-from typing_extensions import Unpack, override
+from mcp import ClientSession
+from typing_extensions import TypeVar, Unpack, override
 
 from .._arguments import checked_reconnect, checked_timeout, checked_watch
 from .._copying import attributes_in
@@ -21,17 +21,15 @@ from ..manager import ConnectionManager
 from ..policy import ReconnectPolicy
 from ..state import ConnectionState
 from . import _sdk
-from ._http import HttpConnectionManager, checked_url
-from ._http_errors import shown_url
+from ._http import HttpConnectionManager
 from ._session_watch import SessionWatch
+from ._transport_source import TransportSource, transport_from
 from .stdio import StdioConnectionManager
-from .streamable_http import StreamableHttpConnectionManager
 from .streams import TransportStreams, checked_streams
 from .websocket import WebSocketConnectionManager
 
 if TYPE_CHECKING:
-    import mcp_types
-    from mcp import Client
+    from mcp import Client, types
     from mcp.client import CacheConfig, ClientExtension, NotificationBinding, ResultClaim
     from mcp.client.client import ConnectMode
     from mcp.client.session import (
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientConnectionManager", "ClientOptions", "SessionConnectionManager", "SessionOptions"]
 
 T_co = TypeVar("T_co", covariant=True)
+S_co = TypeVar("S_co", bound=ClientSession, covariant=True, default=ClientSession)
 
 START_TIMEOUT: Final = 60.0
 """Seconds for opening the transport and completing the handshake. The SDK itself waits forever."""
@@ -55,13 +54,13 @@ OWN_TRANSPORTS: Final = (HttpConnectionManager, StdioConnectionManager, WebSocke
 
 class _CommonOptions(TypedDict, total=False):
     sampling_callback: "SamplingFnT | None"
-    sampling_capabilities: "mcp_types.SamplingCapability | None"
+    sampling_capabilities: "types.SamplingCapability | None"
     elicitation_callback: "ElicitationFnT | None"
     list_roots_callback: "ListRootsFnT | None"
     logging_callback: "LoggingFnT | None"
     message_handler: "MessageHandlerFnT | None"
-    client_info: "mcp_types.Implementation | None"
-    log_level: "mcp_types.LoggingLevel | None"
+    client_info: "types.Implementation | None"
+    log_level: "types.LoggingLevel | None"
 
 
 class SessionOptions(_CommonOptions, total=False):
@@ -84,7 +83,7 @@ class ClientOptions(_CommonOptions, total=False):
     raise_exceptions: bool
     read_timeout_seconds: float | None
     mode: "ConnectMode"
-    prior_discover: "mcp_types.DiscoverResult | None"
+    prior_discover: "types.DiscoverResult | None"
     input_required_max_rounds: int
     extensions: "Sequence[ClientExtension] | None"
     cache: "CacheConfig | None"
@@ -97,14 +96,14 @@ class _OnTransport(ConnectionManager[T_co]):
 
     def __init__(
         self,
-        transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
+        transport: ConnectionManager[TransportStreams],
         *,
         name: str | None,
         start_timeout: float | None,
         reconnect: ReconnectPolicy | None,
         watch: Callable[[T_co], Awaitable[object]] | None,
     ) -> None:
-        self.transport = _as_transport(transport)
+        self.transport = transport
         default_name = f"{type(self).__name__} on {self.transport.name}"
         super().__init__(name=default_name if name is None else name)
         self.start_timeout: float | None = checked_timeout("start_timeout", start_timeout)
@@ -139,61 +138,90 @@ class _OnTransport(ConnectionManager[T_co]):
         return state
 
 
-class SessionConnectionManager(_OnTransport[ClientSession]):
+class SessionConnectionManager(_OnTransport[S_co]):
     """Opens a transport and an SDK session on it; `start()` returns the initialized session.
 
     The connection is lost if the transport reports a loss or ends its read stream, or if the session
-    stops reading from it. This also works for a transport from `ConnectionManager.from_factory()`.
+    stops reading from it. This works for every transport, even if ownertask does not provide it.
     """
 
-    connection_type = ClientSession
+    connection_type: type[ClientSession] = ClientSession
     """The class of the connection, for `current`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - frameworks need all of them
         self,
-        transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
+        transport: TransportSource,
         *,
+        session_class: type[S_co] = ClientSession,  # type: ignore[assignment] # the default of the variable
+        initialize: bool | Callable[[S_co], Awaitable[object]] = True,
         name: str | None = None,
         start_timeout: float | None = START_TIMEOUT,
         reconnect: ReconnectPolicy | None = None,
-        watch: Callable[[ClientSession], Awaitable[object]] | None = None,
+        watch: Callable[[S_co], Awaitable[object]] | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         """Creates a manager without opening anything.
 
         Args:
-            transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
-                HTTP server. Do not start the transport manager yourself. Its connection must be a read
-                stream and a write stream; a third value, which mcp 1.x can add, is ignored.
+            transport: A transport manager, a function that returns a transport, the parameters of a
+                stdio server, the URL of a streamable HTTP server, or an SDK server, which then
+                runs in this process. See `TransportSource`.
+            session_class: The class of the session, for frameworks that have their own subclass of
+                `ClientSession`. The manager calls it with the two streams and `options`.
+            initialize: Whether to complete the MCP handshake with `session.initialize()`. For another
+                handshake, pass an async function, which the manager calls with each new session.
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
             reconnect: When to open the connection again after a failure; `None` means never.
             watch: An async function that is called with each session. When it returns or raises, the
                 connection is lost.
-            **options: The options of the SDK's `ClientSession`; see `SessionOptions`.
+            **options: The options of `session_class`. See `SessionOptions` for the SDK's class.
                 `read_timeout_seconds` may be seconds or a `timedelta` with both mcp 1.x and 2.x.
 
         Raises:
-            TypeError: An argument has the wrong type, or the installed SDK does not accept one of the
+            TypeError: An argument has the wrong type, or `session_class` does not accept one of the
                 options.
             ValueError: `start_timeout` is negative or NaN, or `transport` is neither a valid HTTP URL
                 nor valid server parameters.
         """
         super().__init__(
-            transport, name=name, start_timeout=start_timeout, reconnect=reconnect, watch=watch
+            transport_from(transport),
+            name=name,
+            start_timeout=start_timeout,
+            reconnect=reconnect,
+            watch=watch,
         )
-        _sdk.check_options(ClientSession, options)
+        if not (isinstance(session_class, type) and issubclass(session_class, ClientSession)):
+            is_class = isinstance(session_class, type)
+            kind = (
+                session_class.__name__ if is_class else f"an instance of {type(session_class).__name__}"
+            )
+            raise TypeError(f"session_class must be a subclass of ClientSession, not {kind}")
+        if not (isinstance(initialize, bool) or callable(initialize)):
+            kind = type(initialize).__name__
+            raise TypeError(f"initialize must be True, False or an async function, not {kind}")
+        _sdk.check_options(session_class, options, {"dispatcher", "read_stream", "write_stream"})
+        self.connection_type = session_class
         self.options: SessionOptions = options
+        self._initialize = initialize
 
     @override
     @asynccontextmanager
-    async def open_connection(self) -> AsyncGenerator[ClientSession]:
+    async def open_connection(self) -> AsyncGenerator[S_co]:
+        session_class = cast("type[S_co]", self.connection_type)
         async with (
             self._open_streams() as streams,
-            _sdk.open_session(streams, self.options, self.connection_lost) as session,
+            _sdk.open_session(session_class, streams, self.options, self.connection_lost) as session,
         ):
-            await session.initialize()
+            if self._initialize is True:
+                await session.initialize()
+            elif self._initialize is not False:
+                initialized = self._initialize(session)
+                if not isinstance(initialized, Awaitable):
+                    kind = type(initialized).__name__
+                    raise TypeError(f"initialize() must return an awaitable, not {kind}")
+                await initialized
             yield session
 
 
@@ -206,7 +234,7 @@ class ClientConnectionManager(_OnTransport["Client"]):
 
     def __init__(
         self,
-        transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
+        transport: TransportSource,
         *,
         name: str | None = None,
         start_timeout: float | None = START_TIMEOUT,
@@ -217,9 +245,9 @@ class ClientConnectionManager(_OnTransport["Client"]):
         """Creates a manager without opening anything.
 
         Args:
-            transport: A transport manager, the parameters of a stdio server, or the URL of a streamable
-                HTTP server. Do not start the transport manager yourself. Its connection must be a read
-                stream and a write stream; a third value, which mcp 1.x can add, is ignored.
+            transport: A transport manager, a function that returns a transport, the parameters of a
+                stdio server, the URL of a streamable HTTP server, or an SDK server, which then
+                runs in this process. See `TransportSource`.
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
                 seconds; 60 by default; `None` waits indefinitely.
@@ -237,9 +265,13 @@ class ClientConnectionManager(_OnTransport["Client"]):
         """
         client_type = _sdk.client_type()
         super().__init__(
-            transport, name=name, start_timeout=start_timeout, reconnect=reconnect, watch=watch
+            transport_from(transport, raise_exceptions=options.get("raise_exceptions", False)),
+            name=name,
+            start_timeout=start_timeout,
+            reconnect=reconnect,
+            watch=watch,
         )
-        _sdk.check_options(client_type, options)
+        _sdk.check_options(client_type, options, {"server"})
         cache = options.get("cache")
         if cache is not None and cache.target_id is None and isinstance(transport, str):
             # The SDK would use the URL, but it sees only the transport.
@@ -260,25 +292,6 @@ class ClientConnectionManager(_OnTransport["Client"]):
     async def open_connection(self) -> "AsyncGenerator[Client]":
         async with self._create_client() as client:
             yield client
-
-
-def _as_transport(
-    transport: ConnectionManager[TransportStreams] | StdioServerParameters | str,
-) -> ConnectionManager[TransportStreams]:
-    if isinstance(transport, ConnectionManager):
-        return transport
-    if isinstance(transport, StdioServerParameters):
-        return StdioConnectionManager(transport)
-    if not isinstance(transport, str):
-        raise TypeError(
-            "transport must be a ConnectionManager, StdioServerParameters or a URL, not "
-            + type(transport).__name__
-        )
-    try:
-        url = checked_url("transport", transport)
-    except ValueError as error:
-        raise ValueError(f"{error}; for a command, pass StdioServerParameters") from None
-    return StreamableHttpConnectionManager(url, name=shown_url(url))
 
 
 def _without_user_info(url: str) -> str:

@@ -121,7 +121,7 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
             kind = type(terminate_on_close).__name__
             raise TypeError(f"terminate_on_close must be a boolean, not {kind}")
         self.terminate_on_close: bool = terminate_on_close
-        _sdk.check_options(streamable_http_client, options)
+        _sdk.check_options(streamable_http_client, options, {"http_client", "url"})
         size = options.get("max_sse_event_size")
         if size is not None:
             if isinstance(size, bool) or not isinstance(size, int):

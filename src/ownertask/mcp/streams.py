@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage
 
 __all__ = [
+    "MessageReadStream",
+    "MessageWriteStream",
     "ReadObserver",
     "TransportStreams",
     "checked_streams",
@@ -31,9 +33,51 @@ P = ParamSpec("P")
 
 OnLeft = TypeAliasType("OnLeft", "Callable[[BaseException | None, type[BaseException] | None], object]")
 
-TransportStreams = TypeAliasType(
-    "TransportStreams", "tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]"
-)
+if TYPE_CHECKING:
+    # With mcp 1.x, type checkers do not know these base classes. They accept a class with an unknown
+    # base as any other class, such as the memory streams that the session of 1.x requires. The members
+    # that are declared here have types with both mcp 1.x and 2.x.
+    class MessageReadStream(ReadStream[SessionMessage | Exception], Protocol):
+        """Reads the messages of a server."""
+
+        async def receive(self) -> SessionMessage | Exception:
+            """Waits for the next message."""
+            ...
+
+        async def aclose(self) -> None:
+            """Closes the stream."""
+
+        def __aiter__(self) -> "MessageReadStream": ...
+        async def __anext__(self) -> SessionMessage | Exception: ...
+        async def __aenter__(self) -> Self: ...
+        async def __aexit__(
+            self,
+            exc_type: type[BaseException] | None,
+            exc_val: BaseException | None,
+            exc_tb: TracebackType | None,
+        ) -> bool | None: ...
+
+    class MessageWriteStream(WriteStream[SessionMessage], Protocol):
+        """Sends messages to a server."""
+
+        async def send(self, item: SessionMessage, /) -> None:
+            """Sends a message."""
+
+        async def aclose(self) -> None:
+            """Closes the stream."""
+
+        async def __aenter__(self) -> Self: ...
+        async def __aexit__(
+            self,
+            exc_type: type[BaseException] | None,
+            exc_val: BaseException | None,
+            exc_tb: TracebackType | None,
+        ) -> bool | None: ...
+else:
+    MessageReadStream = TypeAliasType("MessageReadStream", "ReadStream[SessionMessage | Exception]")
+    MessageWriteStream = TypeAliasType("MessageWriteStream", "WriteStream[SessionMessage]")
+
+TransportStreams = TypeAliasType("TransportStreams", tuple[MessageReadStream, MessageWriteStream])
 """The streams that a transport yields: one to read the server's messages, one to write to the server.
 
 The read stream contains an exception in place of a message that could not be read.
