@@ -13,7 +13,7 @@ nox.needs_version = ">=2025.5"
 nox.options.error_on_missing_interpreters = False  # skips the session and reports it
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
-nox.options.sessions = ["lint", "tests", "lowest", "coverage", "docs", "package"]
+nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage", "libraries", "docs", "package"]
 
 # pyenv's shims select a single version. This makes the other installed versions available, too.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -33,6 +33,34 @@ SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
 # core does not depend on the SDK, so one session measures its tests, which take much longer then.
 MEASURED = {"lowest": "tests/mcp", "tests-3.13(sdk='2')": "tests"}
 PYTEST = ("pytest", "-q", "-n", "4")
+# The requirements of each example in `examples/frameworks`: a framework and an SDK version that it works
+# with. The lower bounds are the versions that were tested.
+FRAMEWORKS = {
+    "patched_mcp_use": ("mcp-use>=1.7.1,<1.8", "websockets", SDKS["1"]),
+    "with_agno": ("agno>=3.1.10", SDKS["2"]),
+    "with_autogen": ("autogen-ext>=0.7.5", "autogen-core>=0.7.5", SDKS["1"]),
+    "with_fastmcp": ("fastmcp>=4.2.3", SDKS["2"]),
+    "with_google_adk": ("google-adk>=2.13", SDKS["2"]),
+    "with_langchain": ("langchain-mcp-adapters>=0.3.2", SDKS["1"]),
+    "with_llama_index": ("llama-index-tools-mcp>=0.6", SDKS["2"]),
+    "with_openai_agents": ("openai-agents>=0.24", SDKS["2"]),
+    "with_pydantic_ai": ("pydantic-ai-slim[mcp]>=2.68", SDKS["2"]),
+    "with_semantic_kernel": ("semantic-kernel[mcp]>=1.45", SDKS["1"]),
+    "with_smolagents": ("smolagents>=1.26", "mcpadapt>=0.1.20", "websockets", SDKS["1"]),
+    "with_strands": ("strands-agents>=1.62", SDKS["2"]),
+}
+# The libraries of `examples/libraries` and their types, in the versions that were tested.
+LIBRARIES = [
+    "aiomqtt>=2.5,<3",
+    "asyncpg>=0.32,<0.33",
+    "asyncpg-stubs>=0.32,<0.33",
+    "asyncssh>=2.24,<3",
+    "grpcio>=1.85,<2",
+    "httpx>=0.28,<0.29",
+    "psycopg[binary,pool]>=3.3,<4",
+    "redis>=8.1,<9",
+    "types-grpcio>=1.0.0.20260101,<2",
+]
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
@@ -80,6 +108,18 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
+@nox.session(python="3.13")
+def libraries(session: nox.Session) -> None:
+    """Runs the examples for other libraries with real servers, and checks their types.
+
+    If a server is not installed, its tests are skipped.
+    """
+    session.install(".[test]", SDKS["2"], *LIBRARIES, "mypy>=2", "pyright>=1.1.400")
+    session.run(*PYTEST, "tests/libraries", *session.posargs)
+    session.run("mypy", *sorted(map(str, Path("examples/libraries").glob("*.py"))))
+    session.run("pyright", "--project", "examples/libraries")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Checks formatting, lint rules, wording and types, with mcp 2.x."""
@@ -91,6 +131,17 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "ownertask", "--ignoreexternal")
+
+
+@nox.session
+@nox.parametrize("sdk", list(SDKS))
+def types(session: nox.Session, sdk: str) -> None:
+    """Checks the types that users see. `tests/types/mcp_1` and `mcp_2` require mcp 1.x and 2.x."""
+    session.install(".[lint]", SDKS[sdk])
+    folders = ("tests/types", f"tests/types/mcp_{sdk}")
+    files = [str(file) for folder in folders for file in sorted(Path(folder).glob("*.py"))]
+    session.run("mypy", *files)
+    session.run("pyright", *files)
 
 
 @nox.session
@@ -138,6 +189,14 @@ def package(session: nox.Session, extra: str) -> None:
             if extra == "websocket":
                 code = "import ownertask.mcp as o; print(o.WebSocketConnectionManager('ws://localhost'))"
                 session.run("python", "-c", code)
+
+
+@nox.session(python="3.12", venv_backend="uv")
+@nox.parametrize("framework", list(FRAMEWORKS))
+def frameworks(session: nox.Session, framework: str) -> None:
+    """Kills and restarts a server that a framework uses. Each framework is installed separately."""
+    session.install(".", *FRAMEWORKS[framework])
+    session.run("python", f"examples/frameworks/{framework}.py")
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""A custom transport: a line protocol over TCP, with its manager and a server to try it.
+"""A custom transport: a line protocol over TCP, first managed without a class and then with a class.
 
 Usage: python examples/own_transport.py [asyncio|trio]
 """
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
+from own_transport_server import running_server
 from typing_extensions import override
 
 from ownertask import ConnectionLostError, ConnectionManager
@@ -19,12 +20,12 @@ from ownertask import ConnectionLostError, ConnectionManager
 class LineConnection:
     """Sends each request as one line, and receives one line in response."""
 
-    def __init__(self, stream: SocketStream, on_broken: Callable[[Exception | None], object]) -> None:
+    def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
         self._lines = BufferedByteReceiveStream(stream)
         self._lock = anyio.Lock()
         self._is_broken = False
-        self._on_broken = on_broken
+        self.on_broken: Callable[[Exception | None], object] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -46,18 +47,41 @@ class LineConnection:
             except BaseException as error:
                 # The response may still arrive, and the next request would read it as its own.
                 self._is_broken = True
-                self._on_broken(error if isinstance(error, Exception) else None)
+                if self.on_broken is not None:
+                    self.on_broken(error if isinstance(error, Exception) else None)
                 raise
 
 
 # --8<-- [end:protocol]
 
 
-# --8<-- [start:manager]
+# --8<-- [start:connect]
 class WrongGreetingError(ConnectionError):
     pass
 
 
+@asynccontextmanager
+async def connect_lines(host: str, port: int) -> AsyncGenerator[LineConnection]:
+    async with await anyio.connect_tcp(host, port) as stream:
+        connection = LineConnection(stream)
+        greeting = await connection.receive()
+        if greeting != "READY":
+            raise WrongGreetingError(f"expected READY, got {greeting!r}")
+        yield connection
+
+
+# --8<-- [end:connect]
+
+
+async def use_factory(host: str, port: int) -> None:
+    # --8<-- [start:factory]
+    manager = ConnectionManager.from_factory(lambda: connect_lines(host, port), start_timeout=10)
+    async with manager as connection:
+        print(await connection.request("hello from a factory"))
+    # --8<-- [end:factory]
+
+
+# --8<-- [start:manager]
 class LineConnectionManager(ConnectionManager[LineConnection]):
     start_timeout = 10.0
 
@@ -68,11 +92,8 @@ class LineConnectionManager(ConnectionManager[LineConnection]):
 
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[LineConnection]:
-        async with await anyio.connect_tcp(self.host, self.port) as stream:
-            connection = LineConnection(stream, on_broken=self.connection_lost)
-            greeting = await connection.receive()
-            if greeting != "READY":
-                raise WrongGreetingError(f"expected READY, got {greeting!r}")
+        async with connect_lines(self.host, self.port) as connection:
+            connection.on_broken = self.connection_lost
             yield connection
 
     # --8<-- [end:manager]
@@ -94,19 +115,11 @@ class LineConnectionManager(ConnectionManager[LineConnection]):
     # --8<-- [end:reconnecting]
 
 
-async def serve(stream: SocketStream) -> None:
-    lines = BufferedByteReceiveStream(stream)
-    async with stream:
-        await stream.send(b"READY\n")
-        while (line := await lines.receive_until(b"\n", max_bytes=1000)) != b"quit":
-            await stream.send(line.upper() + b"\n")
-
-
 # --8<-- [start:use]
-async def use(port: int) -> None:
-    manager = LineConnectionManager("127.0.0.1", port)
+async def use_class(host: str, port: int) -> None:
+    manager = LineConnectionManager(host, port)
     async with manager as connection:
-        print(await connection.request("hello"))
+        print(await connection.request("hello from a class"))
         try:
             await connection.request("quit")  # the server closes the connection
         except anyio.IncompleteRead:
@@ -121,12 +134,9 @@ async def use(port: int) -> None:
 
 
 async def main() -> None:
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port: int = listener.extra(anyio.abc.SocketAttribute.local_port)
-    async with listener, anyio.create_task_group() as task_group:
-        task_group.start_soon(listener.serve, serve)
-        await use(port)
-        task_group.cancel_scope.cancel()
+    async with running_server() as port:
+        await use_factory("127.0.0.1", port)
+        await use_class("127.0.0.1", port)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,18 @@ from pathlib import Path
 import pytest
 
 import ownertask.mcp
+import ownertask.testing
 
 ROOT = Path(__file__).parents[1]
-HELPERS = {"certificates", "http_server", "oauth_server", "server", "tenants_server"}
+HELPERS = {
+    "certificates",
+    "http_server",
+    "oauth_server",
+    "own_transport_server",
+    "server",
+    "tenants_server",
+}
+PYTEST = ("-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={ROOT}", "-p", "no:cacheprovider")
 
 
 def run(*args, stdin=None):
@@ -48,12 +57,31 @@ def test_a_session_is_started_used_and_stopped_in_different_tasks():
 @backends
 def test_a_custom_transport_reports_a_lost_connection(backend):
     assert run("examples/own_transport.py", backend).splitlines() == [
-        "HELLO",
+        "HELLO FROM A FACTORY",
+        "HELLO FROM A CLASS",
         "the request failed",
         "connection lost: IncompleteRead",
     ]
     page = (ROOT / "docs/tutorial/own-transport.md").read_text()
     assert run("examples/own_transport.py", backend) in page
+
+
+def test_a_custom_transport_keeps_the_rules():
+    printed = run(*PYTEST, "examples/own_transport_test.py")
+    assert re.search(r"^\d{2} passed", printed, re.MULTILINE)
+
+
+@backends
+def test_two_hooks_leave_a_stream_open_and_one_method_does_not(backend):
+    printed = run("examples/two_hooks.py", backend)
+    left = dict(re.findall(r"^(\w+: \w+) left (\d) open$", printed, re.MULTILINE))
+    assert {name for name in left if left[name] == "1"} == {
+        "cancel_start: TwoHooks",
+        "fail_in_stop: TwoHooks",
+        "fail_in_stop: HooksInside",
+    }
+    assert len(left) == 8
+    assert printed in (ROOT / "docs/how-to/two-hooks.md").read_text()
 
 
 @backends
@@ -209,6 +237,24 @@ def test_threads_share_a_session():
     assert run("examples/synchronous.py") == "0 2 4 6 8\n"
 
 
+def test_a_script_calls_a_session_through_a_portal():
+    assert "text='3'" in run("examples/synchronous_script.py")
+
+
+@pytest.mark.parametrize(("end", "status"), [("return", 0), ("raise", 1), ("exit", 3)])
+def test_a_connection_is_closed_when_the_interpreter_exits(end, status):
+    """A task that the application never cancels is still running in the portal."""
+    command = [sys.executable, "-W", "error", "examples/synchronous_atexit.py", end]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == status
+    result, state = ended.stdout.splitlines()
+    assert "text='3'" in result
+    assert state == "at exit: closed"
+    assert ("RuntimeError: the program failed" in ended.stderr) == (end == "raise")
+    assert "Warning" not in ended.stderr
+    assert "rror while" not in ended.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 def test_a_forked_worker_opens_its_own_session():
     opened, closed, parent = run("examples/forked_worker.py").splitlines()
@@ -228,9 +274,12 @@ def test_the_cells_of_a_notebook_share_a_session():
 @pytest.mark.parametrize("plugin", ["anyio", "asyncio"])
 def test_a_pytest_fixture_provides_a_session(plugin):
     path = {"anyio": "pytest_fixtures", "asyncio": "pytest_asyncio_fixtures"}[plugin]
-    options = ("-q", "-c", os.devnull, f"--rootdir={ROOT}", "-p", "no:cacheprovider")
-    printed = run("-m", "pytest", *options, f"examples/{path}.py")
+    printed = run(*PYTEST, f"examples/{path}.py")
     assert f"{ {'anyio': 4, 'asyncio': 1}[plugin] } passed" in printed
+
+
+def test_an_application_is_tested_with_a_fake_and_with_a_server_in_the_same_process():
+    assert "11 passed" in run(*PYTEST, "examples/test_an_application.py")
 
 
 def test_the_error_quotes_the_stderr_of_the_server():
@@ -350,7 +399,7 @@ def test_code_on_the_pages_comes_from_the_examples():
             r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
         ):
             if kind == "python":
-                assert re.fullmatch(r'--8<-- "examples/\w+\.i?py:\w+"\n', code), (page, code)
+                assert re.fullmatch(r'--8<-- "examples/[\w/]+\.i?py:\w+"\n', code), (page, code)
             elif kind == "json":
                 assert re.fullmatch(r'--8<-- "examples/\w+\.json"\n', code), (page, code)
             elif kind == "sh":
@@ -361,9 +410,19 @@ def test_code_on_the_pages_comes_from_the_examples():
                 assert kind in {"", "mermaid"}  # a program's output, or a diagram
 
 
+def test_every_framework_has_a_nox_session_and_its_code_on_a_page():
+    pages = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    table = (ROOT / "noxfile.py").read_text().partition("\nFRAMEWORKS = {")[2].partition("\n}")[0]
+    names = {path.stem for path in (ROOT / "examples/frameworks").glob("*.py")}
+    names -= {"patched_mcp_use_server", "scenario"}
+    assert names == set(re.findall(r'^    "(\w+)": \(', table, re.MULTILINE))
+    assert all(f'--8<-- "examples/frameworks/{name}.py:' in pages for name in names)
+
+
 def test_the_reference_documents_every_public_name():
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
     documented = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
     public = {f"ownertask.{name}" for name in ownertask.__all__ if name not in ownertask.errors.__all__}
     public |= {f"ownertask.mcp.{name}" for name in ownertask.mcp.__all__}
+    public |= {f"ownertask.testing.{name}" for name in ownertask.testing.__all__}
     assert documented == public | {"ownertask.errors"}

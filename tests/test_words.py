@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "examples/*", "src/**/*.py")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*", "examples/*/*.py", "src/**/*.py")
     for path in ROOT.glob(pattern)
     if path.is_file()
 )
