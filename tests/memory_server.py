@@ -68,6 +68,15 @@ class MemoryServer:
     def answer(self, request, **result):
         self.put({"id": request["id"], "result": result})
 
+    async def cancel_call_with_response(self, session):
+        """Calls a tool, and cancels the call in the tick of its response."""
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(session.call_tool, "anything", {})
+            request = await self.next_request()
+            await anyio.wait_all_tasks_blocked()
+            self.answer(request, content=[])
+            task_group.cancel_scope.cancel()
+
     def put(self, message):
         """Sends a JSON-RPC message, or puts an exception or another object into the read stream."""
         if isinstance(message, dict):

@@ -6,11 +6,12 @@ import functools
 import inspect
 
 import anyio
+import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from probe import Probe, Stage
 
-from ownertask import ConnectionState, ReconnectPolicy
+from ownertask import ConnectionLostError, ConnectionState, ReconnectPolicy
 
 HOUR = 3600
 
@@ -51,6 +52,26 @@ async def settle():
     for _ in range(30):
         await checkpoint()
     await wait_all_tasks_blocked()
+
+
+async def lost(manager):
+    """Waits until the connection is lost, and returns the error."""
+    with pytest.raises(ConnectionLostError) as caught:
+        await manager.wait_closed()
+    assert manager.state is ConnectionState.FAILED
+    return caught.value
+
+
+def opened_again(manager):
+    """Returns an event that is set when the manager opens the next time."""
+    opened = anyio.Event()
+
+    def listener(manager, old, new):
+        if new is ConnectionState.OPEN:
+            opened.set()
+
+    manager.add_listener(listener)
+    return opened
 
 
 async def refuse():

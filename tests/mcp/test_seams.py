@@ -18,11 +18,11 @@ from mcp import ClientSession, stdio_client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from memory_server import MemoryServer, memory_transport
+from reopening import AT_ONCE, lost, opened_again
 from servers import TINY, http_process
 
 from ownertask import (
     ConnectionGroup,
-    ConnectionLostError,
     ConnectionManager,
     ConnectionPool,
     ConnectionState,
@@ -39,7 +39,6 @@ from ownertask.mcp import (
 KINDS = [SessionConnectionManager, *([ClientConnectionManager] if _sdk.HAS_CLIENT else [])]
 ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
 SERVERS = Path(__file__).parent / "servers"
-AT_ONCE = ReconnectPolicy(initial_delay=0, jitter=0)
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 few_backends = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -60,25 +59,6 @@ def _garbage_causes_no_warning(request):
     yield
     if request.node.get_closest_marker("filterwarnings") is None:
         gc.collect(1)
-
-
-async def lost(manager):
-    with pytest.raises(ConnectionLostError) as caught:
-        await manager.wait_closed()
-    assert manager.state is ConnectionState.FAILED
-    return caught.value
-
-
-def opened_again(manager):
-    """Returns an event that is set when the manager opens the next time."""
-    opened = anyio.Event()
-
-    def listener(manager, old, new):
-        if new is ConnectionState.OPEN:
-            opened.set()
-
-    manager.add_listener(listener)
-    return opened
 
 
 def all_of(error):

@@ -13,6 +13,7 @@ from in_process import Calls, Lifespan, MCPServer, high_level, low_level
 from mcp import types
 from mcp.server import Server
 from proof.clocks import in_virtual_time
+from reopening import AT_ONCE, lost, opened_again
 
 from ownertask import (
     ConnectionGroup,
@@ -20,7 +21,6 @@ from ownertask import (
     ConnectionPool,
     ConnectionState,
     ConnectionStoppedError,
-    ReconnectPolicy,
     StartTimeoutError,
 )
 from ownertask.mcp import ClientConnectionManager, SessionConnectionManager, _sdk, ping_every
@@ -30,7 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Field 'lifespan' has an incomple
 ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
 # On mcp 1.x, a call that was not sent raises one of the other two.
 FAILURES = (ERROR, anyio.ClosedResourceError, anyio.BrokenResourceError)
-AT_ONCE = ReconnectPolicy(initial_delay=0, jitter=0)
 
 SESSION = pytest.param(SessionConnectionManager, {}, id="session")
 OPENERS, LEGACY = [SESSION], [SESSION]
@@ -52,24 +51,6 @@ async def sum_of(session, a=1, b=2):
 
 def failed(result):
     return result.is_error if _sdk.HAS_CLIENT else result.isError
-
-
-async def lost(manager):
-    with pytest.raises(ConnectionLostError) as caught:
-        await manager.wait_closed()
-    assert manager.state is ConnectionState.FAILED
-    return caught.value
-
-
-def opened_again(manager):
-    opened = anyio.Event()
-
-    def listener(manager, old, new):
-        if new is ConnectionState.OPEN:
-            opened.set()
-
-    manager.add_listener(listener)
-    return opened
 
 
 def errors_in(caplog):

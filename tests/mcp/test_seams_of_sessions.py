@@ -10,6 +10,7 @@ import mcp
 import pytest
 from mcp import ClientSession
 from memory_server import MemoryServer, memory_transport
+from reopening import AT_ONCE, lost, opened_again
 
 from ownertask import (
     ConnectionGroup,
@@ -19,14 +20,12 @@ from ownertask import (
     ConnectionStoppedError,
     NotConnectedError,
     OwnerTaskError,
-    ReconnectPolicy,
     StartTimeoutError,
 )
 from ownertask.mcp import ClientConnectionManager, SessionConnectionManager, _sdk
 
 ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
 few_backends = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-AT_ONCE = ReconnectPolicy(initial_delay=0, jitter=0)
 
 
 class Recorder(MemoryServer):
@@ -68,23 +67,6 @@ def exits(server):
 
 
 HANDSHAKE = ["initialize", "notifications/initialized"]
-
-
-async def lost(manager):
-    with pytest.raises(ConnectionLostError) as caught:
-        await manager.wait_closed()
-    return caught.value
-
-
-def opened_again(manager):
-    opened = anyio.Event()
-
-    def listener(manager, old, new):
-        if new is ConnectionState.OPEN:
-            opened.set()
-
-    manager.add_listener(listener)
-    return opened
 
 
 class Session(ClientSession):
@@ -365,12 +347,7 @@ async def test_F22_a_call_cancelled_in_the_tick_of_its_response_does_not_end_suc
     manager = SessionConnectionManager(server, session_class=session_class, initialize=initialize)
     session = await manager.start()
     for _ in range(30):  # the order of trio's tasks is random
-        async with anyio.create_task_group() as task_group:
-            task_group.start_soon(session.call_tool, "anything", {})
-            request = await server.next_request()
-            await anyio.wait_all_tasks_blocked()
-            server.answer(request, content=[])
-            task_group.cancel_scope.cancel()
+        await server.cancel_call_with_response(session)
         await session.list_tools()
     assert manager.state is ConnectionState.OPEN
     await manager.stop()
@@ -386,12 +363,7 @@ async def test_F22_a_call_that_is_cancelled_during_a_handshake_does_not_end_the_
     async def handshake(session):
         await session.initialize()
         for _ in range(10):
-            async with anyio.create_task_group() as task_group:
-                task_group.start_soon(session.call_tool, "anything", {})
-                request = await server.next_request()
-                await anyio.wait_all_tasks_blocked()
-                server.answer(request, content=[])
-                task_group.cancel_scope.cancel()
+            await server.cancel_call_with_response(session)
             await session.list_tools()
 
     manager = SessionConnectionManager(

@@ -30,6 +30,7 @@ from conftest import resources
 from mcp import StdioServerParameters
 from proof import clocks
 from proof.sweep import Driven
+from reopening import lost
 from servers import TINY, python_server, stdio_server
 
 from ownertask import ConnectionLostError, ConnectionState
@@ -192,14 +193,6 @@ def pidfds(request, monkeypatch):
     elif not hasattr(os, "pidfd_open"):
         pytest.skip("there are no pidfds")
     return request.param
-
-
-async def lost(manager):
-    """Waits until the connection is lost, and returns the error."""
-    with pytest.raises(ConnectionLostError) as caught:
-        await manager.wait_closed()
-    assert manager.state is ConnectionState.FAILED
-    return caught.value
 
 
 # How the end of a server is reported.

@@ -12,6 +12,7 @@ import pytest
 from mcp import stdio_client
 from mcp.client.sse import sse_client
 from memory_server import MemoryServer
+from reopening import lost
 from servers import TINY, http_process
 
 from ownertask import ConnectionLostError, ConnectionManager, ConnectionState
@@ -50,13 +51,6 @@ def server():
 
 def on(kind, factory, **options):
     return kind(ConnectionManager.from_factory(factory, name="transport"), name="session", **options)
-
-
-async def lost(manager):
-    with pytest.raises(ConnectionLostError) as caught:
-        await manager.wait_closed()
-    assert manager.state is ConnectionState.FAILED
-    return caught.value
 
 
 def close_read_stream(server):
@@ -316,12 +310,7 @@ async def test_F22_a_call_cancelled_in_the_tick_of_its_response_does_not_end_the
     manager = on(kind, server)
     session = await manager.start()
     for _ in range(30):  # the order of trio's tasks is random
-        async with anyio.create_task_group() as task_group:
-            task_group.start_soon(session.call_tool, "anything", {})
-            request = await server.next_request()
-            await anyio.wait_all_tasks_blocked()
-            server.answer(request, content=[])
-            task_group.cancel_scope.cancel()
+        await server.cancel_call_with_response(session)
         await session.list_tools()
     assert manager.state is ConnectionState.OPEN
     await manager.stop()

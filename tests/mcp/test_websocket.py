@@ -19,6 +19,7 @@ import anyio
 import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from conftest import all_tasks
+from reopening import lost
 from websocket_peers import (
     client_tls,
     echo,
@@ -75,12 +76,6 @@ def message(text):
 
 def text_of(session_message):
     return _sdk.message_to_json(session_message)
-
-
-async def lost(manager):
-    with pytest.raises(ConnectionLostError) as caught:
-        await manager.wait_closed()
-    return caught.value
 
 
 # Messages
