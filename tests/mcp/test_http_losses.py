@@ -82,6 +82,7 @@ async def test_P1_P2_P4_when_the_server_dies_pending_calls_fail_and_the_connecti
                 tg.start_soon(fails, session, "wait")
             await anyio.wait_all_tasks_blocked()
             process.kill()
+        process.wait()  # the next call must not reach a server whose sockets are still open
         if manager.state is ConnectionState.OPEN:
             with pytest.raises(FAILURES):
                 await session.call_tool("add", {"a": 1, "b": 2})
