@@ -751,5 +751,5 @@ async def test_such_managers_can_be_in_a_group_and_in_a_pool(kind):
 
 @kinds
 async def test_the_transport_of_such_a_manager_is_a_manager(kind):
-    """So the attribute `transport` has the same type for every transport."""
+    """The attribute `transport` then has the same type for all transports."""
     assert isinstance(kind(memory_transport).transport, ConnectionManager)

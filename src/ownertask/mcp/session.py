@@ -142,7 +142,7 @@ class SessionConnectionManager(_OnTransport[S_co]):
     """Opens a transport and an SDK session on it; `start()` returns the initialized session.
 
     The connection is lost if the transport reports a loss or ends its read stream, or if the session
-    stops reading from it. This works for every transport, even if ownertask does not provide it.
+    stops reading from it. This also works for transports from other libraries.
     """
 
     connection_type: type[ClientSession] = ClientSession

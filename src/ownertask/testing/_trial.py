@@ -272,7 +272,7 @@ async def alongside(
     Unlike a task group, this does not change the exception that the block raises.
 
     Yields:
-        The manager of the other task. It is no longer open if that task was cancelled.
+        The manager of the other task. If something cancels that task, its state is not `OPEN` anymore.
     """
     helper = ConnectionManager.from_factory(nullcontext, name=BACKGROUND, watch=lambda _: function())
     await helper.start()
