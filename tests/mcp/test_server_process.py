@@ -1432,3 +1432,14 @@ async def test_S8_a_server_that_other_code_reaped_before_a_pidfd_was_opened(monk
     assert await group.leader_exited() is None
     group.send_signal(signal.SIGKILL)
     assert group.close() is None
+
+
+async def test_only_the_first_reason_of_a_loss_is_reported():
+    """The end of a pipe and the exit can be detected at the same time."""
+    reasons = []
+    process = SimpleNamespace(
+        _reported=anyio.Event(), _group=SimpleNamespace(is_over=False), _on_lost=reasons.append
+    )
+    for reason in (EOFError("first"), EOFError("second")):
+        _server_process._Server._report(process, reason)
+    assert [str(reason) for reason in reasons] == ["first"]
