@@ -67,6 +67,46 @@ def unread(descriptor):
     return struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0]
 
 
+@asynccontextmanager
+async def undisturbed(descriptor):
+    """Closes a descriptor, gives its number to another pipe, and checks that its reader is not woken."""
+    os.close(descriptor)
+    reader, writer = os.pipe()
+    assert reader == descriptor
+    try:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(anyio.wait_readable, reader)  # raises if it is woken too early
+            await anyio.wait_all_tasks_blocked()
+            yield
+            await anyio.wait_all_tasks_blocked()
+            os.write(writer, b"x")
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_closing_a_read_stream_again_does_not_disturb_the_next_owner_of_the_descriptor():
+    descriptor, other_end = os.pipe()
+    stream = ServerReadStream(descriptor, "utf-8", "strict", None, None)
+    stream.close()
+    async with undisturbed(descriptor):
+        await stream.aclose()
+        async with stream:
+            pass
+    os.close(other_end)
+
+
+async def test_shutting_a_write_stream_again_does_not_disturb_the_next_owner_of_the_descriptor():
+    """A forced stop and a normal one both did this after the server's stdin was closed."""
+    other_end, descriptor = os.pipe()
+    stream = ServerWriteStream(descriptor, "utf-8", "strict", None, None)
+    stream.shut()
+    async with undisturbed(descriptor):
+        stream.shut()
+        await stream.aclose()
+    os.close(other_end)
+
+
 class Reading:
     """A read stream on a pipe, and the other end of it."""
 

@@ -180,9 +180,10 @@ class ServerReadStream(BaseReadStream):
 
     @override
     def close(self) -> None:
-        super().close()
-        self.drained.set()
-        notify_closing(self._descriptor)  # ends pending calls
+        if not self.is_closed:  # later, the descriptor may belong to another connection
+            super().close()
+            self.drained.set()
+            notify_closing(self._descriptor)  # ends pending calls
 
     async def discard(self) -> None:
         """Empties the pipe until it is closed, so that a server that writes to it can exit."""
@@ -190,8 +191,7 @@ class ServerReadStream(BaseReadStream):
         # descriptor from the event loop, even if another task, which may be eager, waits for it by then.
         await checkpoint()
         while True:
-            # close() may be called again.
-            with suppress(BlockingIOError, ClosedResourceError):
+            with suppress(BlockingIOError):
                 await wait_readable(self._descriptor)
                 if not os.read(self._descriptor, CHUNK_BYTES):
                     return
@@ -289,8 +289,9 @@ class ServerWriteStream(BaseStream):
 
     def shut(self) -> None:
         """Ends the current write, so that the descriptor can be closed."""
-        self._is_shut = self.is_closed = True
-        notify_closing(self._descriptor)
+        if not self._is_shut:  # later, the descriptor may belong to another connection
+            self._is_shut = self.is_closed = True
+            notify_closing(self._descriptor)
 
 
 def _stdin_closed() -> Exception:
