@@ -271,6 +271,7 @@ managers = pytest.mark.parametrize("manager_type", MANAGERS)
         ({"url": 1}, TypeError, "url must be a URL, not int"),
         ({"url": "example.org"}, ValueError, "url must be a URL that starts with http"),
         ({"url": "http://s3cret:s3cret"}, ValueError, "url must be a URL that starts with http"),
+        ({"url": "http://s3cret@h:99999"}, ValueError, "url must not have a port above 65535"),
         ({"url": "http://"}, ValueError, "url must be a URL that starts with http"),
         ({"url": "http://h/\ud800s3cret"}, ValueError, "url must be a URL that starts with http"),
         ({"headers": ["X-Key"]}, TypeError, "headers must be a mapping or None, not list"),

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anyio import get_cancelled_exc_class
 from typing_extensions import override
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpConnectionManager", "check_http_type", "checked_url"]
 
+MAX_PORT: Final = 65535
+
 
 def checked_url(argument: str, url: str) -> str:
     """Returns the URL if it is an HTTP URL. The errors do not show it, since it may contain a secret.
@@ -41,6 +43,8 @@ def checked_url(argument: str, url: str) -> str:
         parsed = _sdk.http.URL()
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise ValueError(f"{argument} must be a URL that starts with http:// or https://")
+    if parsed.port is not None and parsed.port > MAX_PORT:
+        raise ValueError(f"{argument} must not have a port above {MAX_PORT}")
     return url
 
 
@@ -82,7 +86,7 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         url: The server's URL.
         headers: Sent with every request.
         auth: Authenticates every request.
-        httpx_client_factory: Creates the HTTP client of each run.
+        httpx_client_factory: Creates the HTTP client of each run. By default, it is the SDK's factory.
     """
 
     def __init__(
@@ -103,12 +107,13 @@ class HttpConnectionManager(ConnectionManager[TransportStreams]):
         if httpx_client_factory is not None and not callable(httpx_client_factory):
             kind = type(httpx_client_factory).__name__
             raise TypeError(f"httpx_client_factory must be callable or None, not {kind}")
-        self.httpx_client_factory: McpHttpClientFactory | None = httpx_client_factory
+        self.httpx_client_factory: McpHttpClientFactory = (
+            _sdk.create_mcp_http_client if httpx_client_factory is None else httpx_client_factory
+        )
 
     def _make_client(self, timeout: float | None, read_timeout: float | None) -> "AsyncClient":
-        make = self.httpx_client_factory or _sdk.create_mcp_http_client
         timeouts = _sdk.http.Timeout(timeout, read=read_timeout)
-        client = make(headers=self.headers, timeout=timeouts, auth=self.auth)
+        client = self.httpx_client_factory(headers=self.headers, timeout=timeouts, auth=self.auth)
         check_http_type("the return value of httpx_client_factory", client, _sdk.http.AsyncClient)
         return client
 
