@@ -3,6 +3,7 @@
 Usage: pytest examples/test_an_application.py
 """
 
+from collections.abc import AsyncGenerator
 from math import inf
 from typing import TYPE_CHECKING, cast
 from unittest.mock import create_autospec
@@ -15,7 +16,7 @@ from trio.testing import MockClock
 
 from ownertask import ConnectionLostError, ConnectionManager, ReconnectPolicy, StartTimeoutError
 from ownertask.mcp import SessionConnectionManager
-from ownertask.testing import ScriptedConnectionManager, ScriptedRun
+from ownertask.testing import Resources, ScriptedConnectionManager, ScriptedRun
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -166,3 +167,22 @@ async def test_the_calculator_uses_the_real_tool() -> None:
 
 
 # --8<-- [end:in_process]
+
+
+# --8<-- [start:leftovers]
+@pytest.fixture
+async def nothing_left() -> AsyncGenerator[Resources]:
+    """Fails the test if it leaves a task, thread, descriptor or process behind."""
+    before = Resources()
+    yield before
+    assert await before.left() == []
+
+
+@pytest.mark.anyio
+async def test_the_application_stops_its_manager(nothing_left: Resources) -> None:
+    calculator = Calculator(SessionConnectionManager(server))
+    assert await calculator.add(1, 2) == "3"
+    await calculator.manager.stop()  # without this line, an owner task is left
+
+
+# --8<-- [end:leftovers]

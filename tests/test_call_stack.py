@@ -66,3 +66,16 @@ async def test_a_coroutine_that_waits_only_in_library_code_waits_in_its_event_lo
     coroutine = anyio.sleep_forever()
     assert waiting_place(coroutine) == "inside anyio, asyncio or trio"
     coroutine.close()
+
+
+async def test_a_coroutine_that_is_running_can_ask_where_it_waits():
+    """Python 3.12 can crash if it is asked what a running coroutine awaits."""
+
+    async def ask():
+        return waiting_place(coroutine)
+
+    async def call():
+        return await ask()
+
+    coroutine = call()
+    assert "in test_a_coroutine_that_is_running" in await coroutine

@@ -12,6 +12,7 @@ __all__ = [
     "checked_count",
     "checked_opened",
     "checked_reconnect",
+    "checked_seconds",
     "checked_timeout",
     "checked_watch",
 ]
@@ -45,12 +46,20 @@ def checked_timeout(argument: str, value: float | None) -> float | None:
         TypeError: `value` is not a number. A boolean does not count as one.
         ValueError: `value` is negative or NaN.
     """
-    if value is None:
-        return None
+    return None if value is None else checked_seconds(argument, value, " or None")
+
+
+def checked_seconds(argument: str, value: float, or_none: str = "") -> float:
+    """Returns `value` if it is a duration in seconds.
+
+    Raises:
+        TypeError: `value` is not a number. A boolean does not count as one.
+        ValueError: `value` is negative or NaN.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument} must be a number of seconds or None, not {value!r}")
+        raise TypeError(f"{argument} must be a number of seconds{or_none}, not {value!r}")
     if math.isnan(value) or value < 0:
-        raise ValueError(f"{argument} must be a non-negative number of seconds or None, not {value!r}")
+        raise ValueError(f"{argument} must be a non-negative number of seconds{or_none}, not {value!r}")
     return value
 
 

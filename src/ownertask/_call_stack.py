@@ -16,6 +16,9 @@ _ATTRIBUTES: Final[dict[type[object], tuple[str, str]]] = {
     GeneratorType: ("gi_frame", "gi_yieldfrom"),
 }
 
+# Not `ag_running`, which is also true while an async generator is suspended in an `await`.
+_RUNNING: Final[dict[type[object], str]] = {CoroutineType: "cr_running", GeneratorType: "gi_running"}
+
 
 def place(code: CodeType, line: int) -> str:
     """Returns a place in a file without its folder, as in `pool.py:12`."""
@@ -24,7 +27,10 @@ def place(code: CodeType, line: int) -> str:
 
 
 def waiting_place(coroutine: object) -> str:
-    """Returns the innermost frame outside the event loop libraries, as in `in close (pool.py:12)`."""
+    """Returns the innermost frame outside the event loop libraries, as in `in close (pool.py:12)`.
+
+    If the coroutine is running, its outermost frame is used.
+    """
     found = "inside anyio, asyncio or trio"
     awaited: object = coroutine
     seen: set[int] = set()  # an awaitable may refer to one that awaits it
@@ -42,7 +48,11 @@ def _frame_and_awaited(awaitable: object) -> tuple[FrameType | None, object]:
     # isinstance() could call a method of a foreign object.
     attributes = _ATTRIBUTES.get(type(awaitable))
     if attributes is not None:
-        return getattr(awaitable, attributes[0]), getattr(awaitable, attributes[1])
+        frame = getattr(awaitable, attributes[0])
+        # Python 3.12 can crash if it is asked what a running coroutine awaits.
+        if getattr(awaitable, _RUNNING.get(type(awaitable), ""), False):
+            return frame, None
+        return frame, getattr(awaitable, attributes[1])
     # The objects that asend(), athrow() and __await__() return expose what they drive only to the
     # garbage collector.
     for referent in gc.get_referents(awaitable):

@@ -378,6 +378,7 @@ class UsesWorkers(broken.Good):
         await asyncio.get_running_loop().run_in_executor(None, bool)
 
 
+@pytest.mark.within(20)
 async def test_idle_workers_do_not_count():
     if not trio.lowlevel.in_trio_run():
         thread = await asyncio.get_running_loop().run_in_executor(None, threading.current_thread)

@@ -14,17 +14,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple, cast
 
-from anyio import TaskInfo, current_time, get_running_tasks, sleep
+from anyio import TaskInfo, current_time, get_current_task, get_running_tasks, sleep
 
 from .._call_stack import waiting_place
 
-__all__ = ["LEAKS", "Leak", "Process", "Resources", "processes", "what_is_left"]
+__all__ = ["LEAKS", "Leak", "Process", "Snapshot", "first_leak", "processes", "what_is_left"]
 
 END_TIME: Final = 2.0
 """Maximum time for resources to disappear, in seconds. For example, a server in this event loop closes
 its side of a connection only after the client's side is closed, and a thread takes time to end."""
 
 LONGEST_PAUSE: Final = 0.05
+
+PYTEST_TASK: Final = "TestRunner._call_in_runner_task"
+"""On asyncio, anyio's pytest plugin runs such a task during each call of a test or fixture."""
 
 
 class Leak(NamedTuple):
@@ -51,6 +54,7 @@ def _tasks() -> dict[Hashable, str]:
     return {
         cast("Hashable", task.coro): f"the task {task.name!r} is waiting {waiting_place(task.coro)}"
         for task in get_running_tasks()
+        if getattr(task.coro, "__qualname__", "") != PYTEST_TASK
     }
 
 
@@ -152,7 +156,7 @@ LEAKS: Final = (
 )
 
 
-class Resources:
+class Snapshot:
     """Records the resources that exist when it is created.
 
     Attributes:
@@ -173,20 +177,23 @@ class Resources:
         """Returns whether a task began after the resources were recorded."""
         return cast("Hashable", task.coro) not in self._existing[TASKS]
 
-    def first_leak(self) -> tuple[Leak, str] | None:
-        """Returns the first kind of resource of which new ones exist, with a description."""
+    def new_resources(self) -> dict[Leak, list[str]]:
+        """Returns descriptions of the new resources by kind, except the task that calls this method."""
+        found: dict[Leak, list[str]] = {}
         for leak in LEAKS:
             now = leak.found()
-            if leak is PROCESSES:
+            if leak is TASKS:
+                now.pop(cast("Hashable", get_current_task().coro), None)
+            elif leak is PROCESSES:
                 now |= {process: _description(process) for process in self.seen if _is_running(process)}
             left = [now[key] for key in now.keys() - self._existing[leak].keys()]
             if left:
-                return leak, "; ".join(sorted(left))
-        return None
+                found[leak] = left
+        return found
 
 
-async def what_is_left(before: Resources, within: float) -> tuple[Leak, str] | None:
-    """Waits until no new resource is left, or returns the first leak after a time limit.
+async def what_is_left(before: Snapshot, within: float) -> dict[Leak, list[str]]:
+    """Waits until no new resource is left, or returns the new resources after a time limit.
 
     Resources that are only waiting for the garbage collector do not count.
 
@@ -194,14 +201,27 @@ async def what_is_left(before: Resources, within: float) -> tuple[Leak, str] | N
         before: The resources to compare with.
         within: Maximum time for resources to disappear, in seconds.
     """
-    deadline = current_time() + min(within, END_TIME)
+    deadline = current_time() + within
     pause = 0.001
-    while before.first_leak() is not None:
+    while before.new_resources():
         gc.collect()
-        left = before.first_leak()
-        if left is None or current_time() >= deadline:
+        left = before.new_resources()
+        if not left or current_time() >= deadline:
             return left
         # No event reports that a descriptor was closed, or that any thread or process ended.
         await sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+    return {}
+
+
+async def first_leak(before: Snapshot, within: float) -> tuple[Leak, str] | None:
+    """Waits until no new resource is left, or returns the first kind of leak after a time limit.
+
+    Args:
+        before: The resources to compare with.
+        within: Maximum time for resources to disappear, in seconds. `END_TIME` also limits it.
+    """
+    left = await what_is_left(before, min(within, END_TIME))
+    for leak, descriptions in left.items():
+        return leak, "; ".join(sorted(descriptions))
     return None

@@ -14,7 +14,7 @@ from ..errors import ConnectionLostError
 from ..policy import ReconnectPolicy
 from ..state import ConnectionState
 from ._interruptions import cancelled_start, cancelled_stop, stopped_while_opening
-from ._leaks import LEAKS, Resources, what_is_left
+from ._leaks import LEAKS, Snapshot, first_leak
 from ._steps import Steps, count_steps
 from ._trial import BrokenRuleError, Trial, alongside, described, set_policy
 
@@ -63,9 +63,9 @@ async def first_connection(trial: Trial[T]) -> None:
 
 async def creating_opens_nothing(trial: Trial[T]) -> None:
     """Compares the resources before and after creating a manager. Also creates one in a thread."""
-    before = Resources()
+    before = Snapshot()
     manager = trial.make()
-    left = await what_is_left(before, 0)
+    left = await first_leak(before, 0)
     if left is not None:
         raise BrokenRuleError(f"after make_manager(), {left[1]}")
     if manager.state is not ConnectionState.NEW:

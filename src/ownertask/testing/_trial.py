@@ -18,7 +18,7 @@ from ..errors import ConnectionManagerError, StopTimeoutError
 from ..manager import ConnectionManager
 from ..policy import ReconnectPolicy
 from ..state import ConnectionState
-from ._leaks import Resources, what_is_left
+from ._leaks import Snapshot, first_leak
 
 __all__ = ["BrokenRuleError", "Trial", "alongside", "described", "set_policy"]
 
@@ -76,7 +76,7 @@ class Trial(Generic[T]):
         # they leave open.
         self._made: list[ConnectionManager[T]] = []
         self._used: list[T] = []
-        self._before = Resources()
+        self._before = Snapshot()
 
     # Managers.
 
@@ -257,7 +257,7 @@ class Trial(Generic[T]):
 
     async def check_nothing_is_left(self, when: str) -> None:
         """Checks that no resource is left that did not exist when the trial began."""
-        left = await what_is_left(self._before, self.timeout)
+        left = await first_leak(self._before, self.timeout)
         if left is not None:
             leak, what = left
             raise BrokenRuleError(f"{when}, {what}", sentence=leak.sentence)
