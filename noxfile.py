@@ -176,7 +176,7 @@ def add_mermaid(session: nox.Session) -> None:
 @nox.session(venv_backend="uv")
 @nox.parametrize("extra", ["none", *EXTRAS])
 def package(session: nox.Session, extra: str) -> None:
-    """Builds the package, installs it with one extra, and runs the quickstart outside the repository."""
+    """Builds the package, installs it with one extra, and tries it outside the repository."""
     with tempfile.TemporaryDirectory() as folder:
         session.run("uv", "build", "--quiet", f"--out-dir={folder}", external=True)
         (wheel,) = Path(folder).glob("*.whl")
@@ -186,6 +186,8 @@ def package(session: nox.Session, extra: str) -> None:
             shutil.copy(Path("examples", file), folder)
         with session.chdir(folder):
             session.run("python", "quickstart.py", *(["trio"] if extra == "trio" else []))
+            session.run("ownertask", "--version")
+            session.run("ownertask", "check", "stdio", "--", "python", "server.py")
             if extra == "websocket":
                 code = "import ownertask.mcp as o; print(o.WebSocketConnectionManager('ws://localhost'))"
                 session.run("python", "-c", code)

@@ -1,11 +1,14 @@
 """Tests for the examples, and for the pages that quote them."""
 
+import json
 import os
 import re
+import runpy
+import shlex
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -279,7 +282,7 @@ def test_a_pytest_fixture_provides_a_session(plugin):
 
 
 def test_an_application_is_tested_with_a_fake_and_with_a_server_in_the_same_process():
-    assert "11 passed" in run(*PYTEST, "examples/test_an_application.py")
+    assert "13 passed" in run(*PYTEST, "examples/test_an_application.py")
 
 
 def test_the_error_quotes_the_stderr_of_the_server():
@@ -380,10 +383,109 @@ def test_ctrl_c_ends_a_trio_program():
         assert b"KeyboardInterrupt" in process.communicate(timeout=30)[1]
 
 
+PAGE_URL = "http://127.0.0.1:8000/mcp"
+
+
+def in_a_shell(line, **variables):
+    """Returns the arguments with which `subprocess` runs a command of a page."""
+    words = shlex.split(line)
+    while "=" in words[0]:
+        name, _, variables[name] = words.pop(0).partition("=")
+    assert words[0] == "ownertask"
+    words = [sys.executable if word == "python" else word for word in words]
+    env = {**os.environ, "PYTHON": sys.executable, **variables}
+    return {"args": [sys.executable, "-m", *words], "cwd": ROOT, "env": env, "text": True}
+
+
+def without_numbers(printed):
+    """Replaces durations and times, and removes the version of the server, which depends on the SDK."""
+    printed = re.sub(r" +[\d.]+ m?s\b", " 0 s", printed)
+    printed = re.sub(r"^\d\d:\d\d:\d\d ", "", printed, flags=re.MULTILINE)
+    printed = re.sub(r"^(server +examples) .*", r"\1", printed, flags=re.MULTILINE)
+    return printed.replace(Path(sys.executable).name, "python").splitlines()
+
+
+def commands_of_the_page():
+    page = (ROOT / "docs/how-to/command-line.md").read_text()
+    return re.findall(r"^```sh\n(ownertask .*|\w+=\w+ ownertask .*)\n```$", page, re.MULTILINE)
+
+
+def shown(path):
+    return without_numbers((ROOT / "examples" / path).read_text())
+
+
+OUTPUTS = {
+    "check.txt": "ownertask check stdio -- python examples/server.py",
+    "check_failed.txt": "ownertask check stdio -- python -c 'import sys; sys.exit(\"no license\")'",
+}
+
+
+@pytest.mark.parametrize("line", [line for line in commands_of_the_page() if " check " in line])
+def test_each_check_on_the_page_about_the_shell_works(line):
+    token = "secret token" if "TOKEN" in line else ""
+    running_server = runpy.run_path(str(ROOT / "examples/http_server.py"))["running_server"]
+    with running_server("streamable-http", token) if " http " in line else nullcontext(PAGE_URL) as url:
+        process = in_a_shell(line.replace(PAGE_URL, url), TOKEN=token)
+        ended = subprocess.run(**process, capture_output=True, timeout=60, check=False)
+    assert ended.stderr == ""
+    assert ended.returncode == ("sys.exit" in line)
+    assert bool(ended.stdout) == ("--quiet" not in line)
+    output = ended.stdout.replace(" experimental,", "")  # servers of mcp 1.x announce it
+    for path in [path for path in OUTPUTS if OUTPUTS[path] == line]:
+        assert without_numbers(output) == shown(path)
+
+
+def test_the_page_about_the_shell_shows_the_output_of_two_commands():
+    assert set(OUTPUTS.values()) < set(commands_of_the_page())
+
+
+def test_the_page_about_the_shell_describes_each_key_of_the_json():
+    line = "ownertask check --json stdio -- no-such-command"
+    ended = subprocess.run(**in_a_shell(line), capture_output=True, timeout=60, check=False)
+    document = json.loads(ended.stdout)
+    page = (
+        (ROOT / "docs/how-to/command-line.md").read_text().partition("## JSON")[2].partition("\n## ")[0]
+    )
+    of_document, of_server = page.split("For each server:")
+
+    def keys(table):
+        cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        return [key for cell in cells for key in re.findall(r"`(\w+)`", cell)]
+
+    assert keys(of_document) == list(document)
+    server = document["servers"][0]
+    assert keys(of_server) == list(server)
+    for key in server["failure"]:
+        assert f"`{key}`" in of_server.partition("`failure`")[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the test finds the server in /proc")
+def test_watch_prints_what_the_page_about_the_shell_shows():
+    (line,) = [line for line in commands_of_the_page() if " watch " in line]
+    with subprocess.Popen(**in_a_shell(line), stdout=subprocess.PIPE) as process:
+        printed = ""
+
+        def read_until_open():
+            nonlocal printed
+            while not (line := process.stdout.readline()).endswith(": open\n"):
+                assert line
+                printed += line
+            printed += line
+
+        read_until_open()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children), signal.SIGKILL)
+        read_until_open()
+        process.send_signal(signal.SIGINT)
+        printed += process.stdout.read()
+    assert process.returncode == 130
+    assert without_numbers(printed) == shown("watch.txt")
+
+
 def test_every_example_is_tested():
     named = set(re.findall(r"examples/(\w+)\.py|\"(pytest_\w+)\"", Path(__file__).read_text()))
     tested = {path or plugin for path, plugin in named}
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} - HELPERS == tested
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} - HELPERS == tested - HELPERS
 
 
 def test_the_readme_quotes_three_tasks():
@@ -405,7 +507,7 @@ def test_code_on_the_pages_comes_from_the_examples():
             elif kind == "sh":
                 assert all(
                     re.match(r"python3 -m venv|\.venv/bin/python ", line) for line in code.splitlines()
-                )
+                ) or (page.name == "command-line.md" and code.strip() in commands_of_the_page())
             else:
                 assert kind in {"", "mermaid"}  # a program's output, or a diagram
 
