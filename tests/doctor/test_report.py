@@ -143,6 +143,12 @@ def phase_lines(text):
     return found
 
 
+def calculator(folder, **script):
+    """Returns the arguments for a server that works."""
+    script |= {"name": "Calculator", "version": "1.2.0", "tools": ["divide", "add"]}
+    return stdio(folder, capabilities=EVERYTHING, **script)
+
+
 def fields(text):
     """Returns the values of the lines that begin with a name in a column."""
     return dict(re.findall(r"(?m)^([a-z]+(?: behind)?) {2,}(.*)$", text))
@@ -153,12 +159,8 @@ def fields(text):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_document_describes_a_server_that_works(backend, tmp_path, capfd):
-    target = stdio(
+    target = calculator(
         tmp_path,
-        name="Calculator",
-        version="1.2.0",
-        capabilities=EVERYTHING,
-        tools=["divide", "add"],
         resources=["memo://b", "memo://a"],
         prompts=["explain"],
         stderr="ready\n",
@@ -480,14 +482,7 @@ def test_the_text_of_an_interrupted_check_names_the_phase(backend, tmp_path, cap
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_text_of_a_server_that_works(backend, tmp_path, capfd):
-    target = stdio(
-        tmp_path,
-        name="Calculator",
-        version="1.2.0",
-        capabilities=EVERYTHING,
-        tools=["divide", "add"],
-    )
-    called = call(capfd, "check", "--backend", backend, *target)
+    called = call(capfd, "check", "--backend", backend, *calculator(tmp_path))
     assert (called.code, called.err) == (0, "")
     phases, facts = blocks_of(called)
     assert phase_lines(phases) == dict.fromkeys(STDIO_PHASES, "")

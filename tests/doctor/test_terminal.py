@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from doctor import shell
 
-pytestmark = pytest.mark.skipif(not shell.AVAILABLE, reason="there are no pseudo-terminals")
+pytestmark = pytest.mark.skipif(not shell.AVAILABLE, reason="requires pseudo-terminals")
 
 SERVER = Path(__file__).with_name("scripted_server.py")
 PYTHON = (sys.executable, "-S", "-E")  # starts faster
-needs_rich = pytest.mark.skipif(not shell.HAS_RICH, reason="needs rich")
+needs_rich = pytest.mark.skipif(not shell.HAS_RICH, reason="rich is not installed")
 with_and_without_rich = pytest.mark.parametrize(
     "rich", [pytest.param(True, marks=needs_rich, id="rich"), pytest.param(False, id="plain")]
 )
@@ -405,7 +405,7 @@ def test_head_shows_the_first_line(scripted):
     pipeline = 'set -o pipefail; "$0" -m ownertask "$@" | head -1'
     program = ["/bin/bash", "-c", pipeline, sys.executable]
     if not Path(program[0]).exists():
-        pytest.skip("there is no bash")
+        pytest.skip("bash is not installed")
     finished = shell.run("check", *scripted().command, program=program)
     assert finished.code in {0, 141}  # all output may fit into the pipe before head ends
     assert finished.err == ""
@@ -415,7 +415,7 @@ def test_head_shows_the_first_line(scripted):
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_full_device_is_reported_in_one_line(scripted, options):
     if not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
+        pytest.skip("requires /dev/full")
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
         finished = shell.run("check", *options, *scripted().command, stdout=descriptor)

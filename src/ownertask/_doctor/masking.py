@@ -53,6 +53,7 @@ class Mask:
         self._pattern = re.compile("|".join(map(_pattern_of, longest_first)) or r"(?!)")
 
     def __call__(self, text: str) -> str:
+        """Returns the text with each secret replaced."""
         return self._pattern.sub(lambda match: self._labels[match[0]], text)
 
     def end(self, text: str) -> str:
@@ -104,9 +105,8 @@ def secrets_in_url(url: str) -> Iterator[tuple[str, str]]:
     user_info = parts.netloc.rpartition("@")[0]
     if user_info:
         decoded = unquote(user_info)
-        encoded = b64encode(
-            decoded.encode(errors="surrogateescape")
-        ).decode()  # as in an `Authorization` header
+        # As in an `Authorization` header.
+        encoded = b64encode(decoded.encode(errors="surrogateescape")).decode()
         for secret in (user_info, decoded, encoded, *user_info.split(":", 1), *decoded.split(":", 1)):
             yield secret, "user info"
     if parts.query:

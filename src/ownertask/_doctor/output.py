@@ -25,7 +25,11 @@ MIN_COLUMNS: Final = 10
 
 
 class OutputError(Exception):
-    """The output cannot be written, for example because its reader is gone."""
+    """The output cannot be written, for example because its reader is gone.
+
+    Attributes:
+        error: The reason.
+    """
 
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
