@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -740,3 +740,34 @@ def test_F3_a_block_that_cannot_enter_does_not_touch_a_run_of_another_thread(loo
 
     in_threads(partial(run, waits, loops[0]), partial(run, uses, loops[1]))
     assert len(errors) == 1
+
+
+def test_two_threads_that_use_a_new_manager_share_its_state(monkeypatch):
+    """The other thread is faster: it creates the state while this one waits for the lock."""
+    manager = ConnectionManager.from_factory(nullcontext)
+    states = []
+
+    @contextmanager
+    def slow():
+        if not states:
+            states.append(None)
+            states[0] = manager._life
+        yield
+
+    monkeypatch.setattr("ownertask.manager.claiming", _Calls(slow))
+    vars(manager).pop("_life", None)
+    assert manager._life is states[0]
+
+
+class _Calls:
+    """Enters a new context manager each time."""
+
+    def __init__(self, create):
+        self.create, self.entered = create, []
+
+    def __enter__(self):
+        self.entered.append(self.create())
+        return self.entered[-1].__enter__()
+
+    def __exit__(self, *exc):
+        return self.entered.pop().__exit__(*exc)
