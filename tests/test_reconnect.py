@@ -483,7 +483,7 @@ async def test_K7_a_start_that_goes_away_while_reopening_leaves_the_policy_at_wo
 FIRST_PHASES = ["delay", "attempt", "closing"]
 
 
-async def first_opening(tg, phase, kind, timeout=0.02):
+async def first_opening(tg, phase, kind):
     """Returns a series in a phase before its first connection, the call that waits, and a stage."""
     stage = Stage()
 
@@ -496,7 +496,8 @@ async def first_opening(tg, phase, kind, timeout=0.02):
 
     openings = {"delay": [], "attempt": [stage], "closing": [hang_and_clean_up]}[phase]
     series = Series(refuse, *openings, policy=NOT_YET if phase == "delay" else AT_ONCE)
-    call = waiting_start(tg, series, kind, timeout)
+    # A busy machine and `settle()` may take 0.1 s or longer, and the timeout must not expire by then.
+    call = waiting_start(tg, series, kind, timeout=0.6)
     await settle()
     if phase == "closing":
         series.connection_lost(OSError("cut"))
@@ -508,8 +509,7 @@ async def first_opening(tg, phase, kind, timeout=0.02):
 @pytest.mark.parametrize("phase", FIRST_PHASES)
 async def test_K7_if_the_only_start_goes_away_before_the_first_connection_the_attempts_end(phase, kind):
     async with anyio.create_task_group() as tg:
-        # On a busy machine, the attempt that is to be closed may begin late.
-        series, call, stage = await first_opening(tg, phase, kind, 0.6 if phase == "closing" else 0.02)
+        series, call, stage = await first_opening(tg, phase, kind)
         attempts = series.attempts
         if phase == "closing":  # the call ends when the owner task ends
             if kind == "timeout":
@@ -534,8 +534,7 @@ async def test_K7_if_the_only_start_goes_away_before_the_first_connection_the_at
 @pytest.mark.parametrize("phase", FIRST_PHASES)
 async def test_K7_if_one_of_two_starts_goes_away_the_other_one_gets_the_connection(phase, kind):
     async with anyio.create_task_group() as tg:
-        # `settle()` takes 0.1 s or longer, and the other call must begin before this one ends.
-        series, call, stage = await first_opening(tg, phase, kind, timeout=0.6)
+        series, call, stage = await first_opening(tg, phase, kind)
         other = Call(tg, series.start)
         await settle()
         await end(call, kind)
