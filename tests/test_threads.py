@@ -747,27 +747,15 @@ def test_two_threads_that_use_a_new_manager_share_its_state(monkeypatch):
     manager = ConnectionManager.from_factory(nullcontext)
     states = []
 
-    @contextmanager
-    def slow():
-        if not states:
-            states.append(None)
-            states[0] = manager._life
-        yield
+    class SlowLock:
+        def __enter__(self):
+            if not states:
+                states.append(None)
+                states[0] = manager._life
 
-    monkeypatch.setattr("ownertask.manager.claiming", _Calls(slow))
+        def __exit__(self, *exc):
+            pass
+
+    monkeypatch.setattr("ownertask.manager.claiming", SlowLock())
     vars(manager).pop("_life", None)
     assert manager._life is states[0]
-
-
-class _Calls:
-    """Enters a new context manager each time."""
-
-    def __init__(self, create):
-        self.create, self.entered = create, []
-
-    def __enter__(self):
-        self.entered.append(self.create())
-        return self.entered[-1].__enter__()
-
-    def __exit__(self, *exc):
-        return self.entered.pop().__exit__(*exc)

@@ -11,11 +11,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program, and returns its exit code.
 
     Args:
-        argv: The arguments without the name of the program. `None` means that this is the whole program:
-            it uses `sys.argv`, and ends the process if a thread is left that cannot be cancelled.
+        argv: The arguments without the name of the program. If `None`, the function uses `sys.argv`, and
+            ends the process without waiting for threads that are still running.
     """
     try:
-        # Importing the SDK takes a second, in which Ctrl-C must work, too.
+        # Importing the SDK is slow, and Ctrl-C must work during the import, too.
         from ._doctor.program import run
 
         return run(sys.argv[1:], may_exit=True) if argv is None else run(list(argv))

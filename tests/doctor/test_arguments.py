@@ -330,7 +330,7 @@ def test_secrets_that_were_read_are_not_shown_in_a_later_usage_error(value, modu
     assert module in message_of(call(capfd, "check", *map(world.text, arguments)))
 
 
-def test_a_message_does_not_drive_the_terminal(world, capfd):
+def test_a_message_cannot_control_the_terminal(world, capfd):
     message_of(call(capfd, "check", "\x1b[31mtransport\x07", "x"))
     message_of(call(capfd, "check", "--config", "\x1b]0;title\x07\u202e\u2028.json"))
     message_of(call(capfd, "check", "--header", "\x1b[31m: x", *map(world.text, HTTP)))
@@ -388,7 +388,7 @@ def test_help_names_every_option(capfd):
     assert {"check", "watch"} <= set(re.findall(r"\w+", call(capfd, "--help").out))
 
 
-def test_version_is_that_of_the_package(capfd):
+def test_version_matches_the_package(capfd):
     called = call(capfd, "--version")
     assert (called.code, called.err) == (0, "")
     assert called.out.startswith(f"ownertask {ownertask.__version__}")
@@ -413,7 +413,7 @@ GOOD_OPTIONS = [
 
 
 @pytest.mark.parametrize("options", GOOD_OPTIONS, ids=" ".join)
-def test_right_usage_is_accepted(options, world, capfd):
+def test_correct_usage_is_accepted(options, world, capfd):
     (world.folder / "token").write_text(f"{SECRET}\n")
     called = call(capfd, "check", *options, *map(world.text, STDIO))
     assert (called.code, called.err) == (0, ""), called

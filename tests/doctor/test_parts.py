@@ -24,8 +24,8 @@ from ownertask._doctor.interrupts import Interrupts
 from ownertask._doctor.masking import (
     Mask,
     secrets_in_parameters,
+    secrets_in_references,
     secrets_in_url,
-    secrets_in_variables,
 )
 from ownertask._doctor.output import FRAME_TIME, Screen
 from ownertask._doctor.phases import Phases
@@ -104,7 +104,7 @@ async def test_a_transport_of_another_kind_has_no_working_directory():
     assert not any("working directory" in line for line in lines if line.startswith("note"))
 
 
-def test_a_notification_of_the_server_is_not_remarkable(tmp_path, capfd):
+def test_a_notification_from_the_server_adds_no_remark(tmp_path, capfd):
     line = '{"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}\n'
     called = call(capfd, "check", "--json", *stdio(tmp_path, stdout=line))
     assert called.code == 0
@@ -158,8 +158,9 @@ def test_an_invalid_url_has_no_parts_to_hide():
 
 
 def test_a_variable_with_an_existing_path_is_not_a_secret(tmp_path):
-    variables = {"FOLDER": str(tmp_path), "KEY": "value"}
-    assert list(secrets_in_variables(variables)) == [("value", "variable KEY")]
+    references = {"variable FOLDER": str(tmp_path), "variable KEY": "value", "file:key": "http://[::1"}
+    found = [("value", "variable KEY"), ("http://[::1", "file:key")]
+    assert list(secrets_in_references(references)) == found
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_server_may_have_no_headers():
     assert mask("the value") == "the <query>"
 
 
-def test_the_variables_of_a_file_are_those_of_the_environment(monkeypatch):
+def test_a_file_reads_variables_from_the_environment(monkeypatch):
     monkeypatch.setenv("OWNERTASK_KEY", "value")
     variables = _Variables()
     assert list(variables) == list(os.environ)
@@ -232,7 +233,7 @@ class Terminal(io.StringIO):
 
 
 @in_virtual_time
-async def test_the_moving_line_moves_only_while_it_is_shown(monkeypatch):
+async def test_the_status_line_moves_only_while_it_is_shown(monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()

@@ -334,6 +334,29 @@ def test_an_http_server_may_fail_to_list(capfd):
     assert "no tools today" in server["failure"]["message"]
 
 
+def test_an_environment_that_breaks_one_transport_does_not_hide_the_other_servers(
+    tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
+    config = config_file(tmp_path, weather=scripted(tmp_path), remote={"url": "https://example.org/mcp"})
+    document = checked(call(capfd, "check", "--json", "--config", config))
+    weather, remote = document["servers"]
+    assert weather["ok"]
+    assert remote["failure"]["type"] == "FileNotFoundError"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_duration_of_a_failed_phase_does_not_count_beside_others(backend, tmp_path, capfd):
+    """The last connection fails after its timeout, which is longer than the other durations."""
+    script = {"silent": ["ping"], "runs": str(tmp_path / "runs"), "from": 3}
+    options = ["--json", "--backend", backend, "--repeat", "9", "--timeout", "2"]
+    called = call(capfd, "check", *options, *stdio(tmp_path, **script))
+    (server,) = checked(called)["servers"]
+    assert (server["connections"], server["failure"]["phase"]) == (2, "ping")
+    (ping,) = [phase for phase in server["phases"] if phase["name"] == "ping"]
+    assert ping["max"] < 2
+
+
 def test_the_message_does_not_repeat_the_name_of_the_server(tmp_path, capfd):
     config = config_file(tmp_path, weather=scripted(tmp_path, exits={"initialize": 3}))
     server = only_server(call(capfd, "check", "--json", "--config", config))
@@ -449,7 +472,7 @@ def test_one_failure_does_not_end_the_repetitions_of_another_server(tmp_path, ca
     ("method", "phase"), [("initialize", "handshake"), ("tools/list", "list"), ("ping", "ping")]
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_document_of_an_interrupted_check_is_whole(
+def test_the_document_of_an_interrupted_check_is_complete(
     backend, method, phase, number, code, tmp_path, capfd
 ):
     """The server sends the signal when it is called, and never answers."""
@@ -715,7 +738,7 @@ CONTROLS = re.compile(
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_texts_of_a_server_do_not_drive_the_terminal(case, tmp_path, capfd):
+def test_texts_of_a_server_cannot_control_the_terminal(case, tmp_path, capfd):
     text = HOSTILE[case]
     script = {"capabilities": {"tools": {}, "prompts": {}}, "name": text, "version": text}
     lists = {"tools": [text, "plain"], "prompts": [text]}
@@ -736,7 +759,7 @@ def test_texts_of_a_server_do_not_drive_the_terminal(case, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_texts_of_a_server_are_whole_in_the_document(case, tmp_path, capfd):
+def test_texts_of_a_server_are_complete_in_the_document(case, tmp_path, capfd):
     text = HOSTILE[case]
     options = ("--json", "--timeout", "0.5" if case == "a lone surrogate" else "20")
     called = call(capfd, "check", *options, *stdio(tmp_path, name=text, tools=[text]))
@@ -747,7 +770,7 @@ def test_texts_of_a_server_are_whole_in_the_document(case, tmp_path, capfd):
     assert not CONTROLS.findall(called.out)
 
 
-def test_stderr_does_not_drive_the_terminal(tmp_path, capfd):
+def test_stderr_cannot_control_the_terminal(tmp_path, capfd):
     text = "\n".join(text for case, text in HOSTILE.items() if case != "a lone surrogate")
     target = stdio(tmp_path, stderr=f"{text}\nleft behind   a lie\n\nok\n")
     called = call(capfd, "check", *target)
@@ -772,7 +795,7 @@ def test_stderr_may_contain_bytes_that_are_not_text(tmp_path, capfd):
 @pytest.mark.parametrize(
     "name", ["\x1b[31mred", "two\nlines", "[bold]", " ", "x" * 300, "é☃", "\u202eabc"]
 )
-def test_the_name_of_a_server_in_a_file_does_not_drive_the_terminal(name, tmp_path, capfd):
+def test_the_name_of_a_server_in_a_file_cannot_control_the_terminal(name, tmp_path, capfd):
     config = config_file(
         tmp_path, **{name: scripted(tmp_path), "bad": scripted(tmp_path, exits={"initialize": 1})}
     )

@@ -304,6 +304,40 @@ def test_the_words_of_a_script_that_is_an_argument_are_not_hidden(tmp_path, capf
     assert "tools         connect" in call(capfd, "check", *target).lines
 
 
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("words", [f"KEY={KEY}", f"KEY={KEY} server", f"/bin/KEY={KEY}"])
+def test_a_variable_in_front_of_the_command_is_hidden(words, mode, tmp_path, capfd):
+    config = config_file(tmp_path, weather={"command": words})
+    for arguments in (["stdio", "--", words, "server"], ["--config", config]):
+        called = call(capfd, "check", *mode, *arguments)
+        assert called.code == 1
+        assert "No such file" in called.out
+        assert not shown(called, [KEY])
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("kind", ["http", "sse"])
+def test_the_path_of_a_url_that_was_passed_by_reference_is_hidden(
+    kind, mode, tmp_path, capfd, monkeypatch
+):
+    """Some providers put a token in the path."""
+
+    async def fail(request):
+        await request.answer("500 Internal Server Error", request.target.encode())
+
+    with serving(fail) as url:
+        secret = f"{url}/s/{TOKEN}/mcp"
+        monkeypatch.setenv("ADDRESS", secret)
+        file = tmp_path / "address"
+        file.write_text(f"{secret}\n")
+        config = config_file(tmp_path, weather={"url": "${ADDRESS}", "type": kind})
+        for arguments in ([kind, "env:ADDRESS"], [kind, f"file:{file}"], ["--config", config]):
+            called = call(capfd, "check", *mode, *arguments)
+            assert called.code == 1
+            assert "500" in called.out
+            assert not shown(called, [TOKEN])
+
+
 def test_a_missing_command_does_not_show_its_arguments(tmp_path, capfd):
     for mode in ("text", "json"):
         target = ["stdio", "--", str(tmp_path / "missing"), ARGUMENT]

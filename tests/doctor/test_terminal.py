@@ -176,7 +176,7 @@ def test_ctrl_c_while_a_server_that_does_not_exit_is_closed(scripted):
         assert "interrupted" in terminal.out
 
 
-def test_more_than_one_ctrl_c_does_not_break_the_end_of_a_stubborn_server(scripted):
+def test_repeated_ctrl_c_does_not_disturb_the_shutdown_of_a_stubborn_server(scripted):
     server = scripted(stubborn=True, silent=["tools/list"])
     with shell.terminal("check", *server.command) as terminal:
         server.wait_for("tools/list")
@@ -185,6 +185,15 @@ def test_more_than_one_ctrl_c_does_not_break_the_end_of_a_stubborn_server(script
         for _ in range(3):
             terminal.interrupt()
         assert terminal.wait() == 130
+
+
+def test_after_ctrl_c_while_closing_no_further_connection_is_opened(scripted):
+    server = scripted(stubborn=True)
+    with shell.piped("check", "--repeat", "2", *server.command) as process:
+        server.wait_for("end of input")
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert "spawn" not in process.out.partition("interrupted while")[2].partition("\n\n")[0]
 
 
 @contextmanager
@@ -234,7 +243,7 @@ def full_port():
                 filler.close()
 
 
-@needs_rich  # only the moving line shows when the phase begins
+@needs_rich  # only the status line shows when the phase begins
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse the connection")
 @pytest.mark.parametrize("transport", ["http", "sse", "ws"])
 def test_ctrl_c_while_tcp_connects(transport):
@@ -391,7 +400,7 @@ def test_help_without_a_reader_ends_silently(arguments):
     assert (finished.code, finished.err) == (141, "")
 
 
-def test_a_reader_that_goes_early_ends_the_command_silently(scripted):
+def test_a_reader_that_exits_early_ends_the_command_silently(scripted):
     """The document is larger than the buffer of a pipe."""
     server = scripted(tools=[f"tool_{number}_" + "x" * 4000 for number in range(40)])
     with shell.piped("check", "--json", *server.command) as process:
@@ -492,7 +501,7 @@ def test_json_has_the_same_names_in_any_encoding(scripted):
 
 
 @with_and_without_rich
-def test_a_server_cannot_drive_the_terminal(scripted, rich):
+def test_a_server_cannot_control_the_terminal(scripted, rich):
     name = "evil\x1b[2J\x9b2J\x1b]0;title\x07\rx\b\x7f\u202e"
     server = scripted(name=name, tools=[name], stderr=name.replace("\u202e", "") + "\n")
     with shell.terminal("check", *server.command, rich=rich) as terminal:

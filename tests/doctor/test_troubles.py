@@ -233,6 +233,19 @@ async def behind_proxy():
             yield ["http", "https://example.org/mcp"]
 
 
+def with_variable(name, value, *words):
+    @contextmanager
+    def peer():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, value)
+            yield list(words)
+
+    return peer
+
+
+SOCKS = "socks5://127.0.0.1:1"
+
+
 async def hang_up(stream):
     async with stream:
         await stream.receive()
@@ -525,6 +538,36 @@ HTTP_CASES = dict(known_cases()) | {
         "The server closed the connection without a response",
     ),
     "proxy": (behind_proxy, "handshake", "A proxy refused the connection"),
+    "odd proxy": (
+        with_variable("HTTP_PROXY", "foo://proxy", "http", "http://example.org/mcp"),
+        "connect",
+        "The proxy in the environment can't be used",
+    ),
+    "SOCKS": (
+        with_variable("ALL_PROXY", SOCKS, "sse", "http://example.org/sse"),
+        "connect",
+        "The proxy in the environment can't be used",
+    ),
+    "proxy is down": (
+        with_variable("HTTP_PROXY", "http://127.0.0.1:1", "http", "http://example.org/mcp"),
+        "connect",
+        "Nothing is listening",
+    ),
+    "no certificate file": (
+        with_variable("SSL_CERT_FILE", "/no/such/file", "http", "https://example.org/mcp"),
+        "connect",
+        "The file in SSL_CERT_FILE can't be used",
+    ),
+    "no certificates in the file": (
+        with_variable("SSL_CERT_FILE", __file__, "sse", "https://example.org/sse"),
+        "connect",
+        "The file in SSL_CERT_FILE can't be used",
+    ),
+    "a folder with certificates": (
+        with_variable("SSL_CERT_FILE", os.sep, "http", "https://example.org/mcp"),
+        "connect",
+        "The file in SSL_CERT_FILE can't be used",
+    ),
     "terminated": (
         at_http("http", in_session(refused("404 Not Found"))),
         "list",
@@ -761,7 +804,7 @@ def test_each_kind_has_one_to_four_steps():
 
 @pytest.mark.parametrize("transport", ALL)
 def test_an_unknown_failure_of_each_transport_has_a_general_description(transport):
-    failure = Failure("list", "LookupError", "odd", [], transport, LookupError("odd"), frozenset())
+    failure = Failure("list", "LookupError", "odd", [], transport, frozenset())
     assert trouble_of(failure) is FALLBACK
 
 

@@ -8,13 +8,16 @@ import os
 import re
 import signal
 import sys
+import threading
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from doctor import shell
+from doctor.calls import serving
 from doctor.shell import rendered
 from proof.clocks import in_virtual_time
+from session_server import SessionServer
 
 from ownertask import ConnectionState, ReconnectPolicy
 from ownertask._doctor.arguments import Arguments
@@ -742,7 +745,28 @@ def test_a_server_that_never_answers_is_tried_again(program, backend):
 
 
 @needs_terminals
-def test_a_second_ctrl_c_forces_a_stubborn_server_to_exit(program):
+def test_a_second_ctrl_c_does_not_wait_for_an_http_server(program):
+    """The server does not answer the request that ends the session. The first Ctrl-C waits for 30 s."""
+    ending = threading.Event()
+
+    async def stay_silent(request):
+        ending.set()
+        await anyio.sleep_forever()
+
+    with serving(SessionServer(DELETE=stay_silent)) as url:
+        program.servers = {"weather": {"url": url}}
+        with shell.piped(*program.arguments) as process:
+            process.wait_for("weather: open\n")
+            process.send_signal(signal.SIGINT)
+            process.wait_for("closing 1 connection\n")
+            assert ending.wait(60)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+        assert without_times(process.out).endswith("\nweather: closed\nclosed\n")
+
+
+@needs_terminals
+def test_a_second_ctrl_c_does_not_break_the_end_of_a_stubborn_server(program):
     program.become("stubborn")
     with shell.piped(*program.arguments) as process:
         process.wait_for("weather: open\n")

@@ -36,7 +36,7 @@ SHOWN: Final = re.compile(r"--?[a-z][a-z-]{0,30}|[a-z]{1,12}")
 """Matches the arguments that an error may show. Others may be secrets."""
 
 ABOUT: Final = """\
-Shows whether MCP servers work, and why not.
+Shows whether MCP servers work, and if not, why.
 
 commands:
   check       open a connection, list what the server offers, and close it
@@ -69,8 +69,8 @@ VALUE and URL may be env:NAME (a variable) or file:PATH (the content of a file).
 """
 
 EXIT_CODES: Final = """\
-The exit code is 0 if all servers work, 1 if one failed or left something
-behind, 2 if an argument is wrong."""
+The exit code is 0 if all servers work, 1 if a server failed or something was
+left behind, and 2 if an argument is wrong."""
 
 
 @dataclass

@@ -62,7 +62,7 @@ async def check(arguments: Arguments, screen: Screen, interrupts: Interrupts) ->
 
 
 async def _left(resources: Resources, mask: Mask, interrupts: Interrupts) -> list[str]:
-    """Waits until nothing is left, at most for a moment, and returns what is left."""
+    """Waits briefly for leftover resources to disappear, and describes those that remain."""
     with interrupts.cleanup():
         await resources.left()
     # A second signal ends the wait. This call does not wait.

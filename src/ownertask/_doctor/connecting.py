@@ -1,6 +1,7 @@
 """Reports when an HTTP connection is established: after the name lookup, TCP and TLS."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..mcp import SseConnectionManager, StreamableHttpConnectionManager
@@ -17,9 +18,12 @@ CONNECTING = "connection."
 def reporting_connect(
     transport: SseConnectionManager | StreamableHttpConnectionManager, on_connected: Callable[[], object]
 ) -> None:
-    """Makes a transport call a function each time it begins to send a request."""
+    """Calls a function when a transport is connected, and again at each later event of a request."""
     create = transport.httpx_client_factory
-    create()  # the first client imports the HTTP library, which would count as the time of connecting
+    # The first client imports the HTTP library, which would count as the time of connecting. If this
+    # fails, so does the start.
+    with suppress(Exception):
+        create()
 
     async def trace(event: str, _info: Mapping[str, object]) -> None:
         if not event.startswith(CONNECTING):

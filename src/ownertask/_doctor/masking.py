@@ -1,7 +1,7 @@
 """Hides the secrets that the user passed, wherever they occur in a text.
 
 A server can repeat its arguments, variables and headers in its stderr, in an error, or even in the name
-of a tool. Each secret is replaced with its place, such as `<header Authorization>`.
+of a tool. Each secret is replaced with a label, such as `<header Authorization>`.
 """
 
 import json
@@ -19,8 +19,8 @@ __all__ = [
     "Mask",
     "secrets_in_headers",
     "secrets_in_parameters",
+    "secrets_in_references",
     "secrets_in_url",
-    "secrets_in_variables",
 ]
 
 MIN_CHARACTERS: Final = 4
@@ -37,13 +37,13 @@ PARAMETER: Final = re.compile(r'=\s*"?([^\s",;]+)')
 
 
 class Mask:
-    """Replaces secrets with their places."""
+    """Replaces secrets with labels that show where they came from."""
 
     def __init__(self, secrets: Iterable[tuple[str, str]]) -> None:
         """Creates a mask.
 
         Args:
-            secrets: Pairs of a secret and its place.
+            secrets: Pairs of a secret and where it came from.
         """
         self._labels: dict[str, str] = {}
         for secret, place in secrets:
@@ -118,11 +118,15 @@ def secrets_in_url(url: str) -> Iterator[tuple[str, str]]:
             yield value, "query"
 
 
-def secrets_in_variables(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Returns the secrets in the variables that a configuration file refers to, with their places."""
-    for name, value in variables.items():
-        if not _exists(".", value):
-            yield value, f"variable {name}"
+def secrets_in_references(references: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Returns the secrets in texts that were passed by reference, with their places."""
+    for place, text in references.items():
+        if not _exists(".", text):
+            yield text, place
+            with suppress(ValueError):  # invalid brackets
+                url = urlsplit(text)
+                if url.netloc:  # the path of a URL may contain a token
+                    yield url.path, place
 
 
 def secrets_in_parameters(parameters: StdioServerParameters) -> Iterator[tuple[str, str]]:
@@ -130,7 +134,9 @@ def secrets_in_parameters(parameters: StdioServerParameters) -> Iterator[tuple[s
     for name, value in (parameters.env or {}).items():
         yield value, f"env {name}"
     # A whole command line instead of a command is a common mistake.
-    places = [("command", word) for word in parameters.command.split()[1:]]
+    program, *words = parameters.command.split()
+    # A variable in front of the command, as in a shell, is another one.
+    places = [("command", word) for word in (program.partition("=")[2], *words)]
     places += [(f"argument {number}", word) for number, word in enumerate(parameters.args, 1)]
     folder = str(parameters.cwd or ".")
     for place, word in places:

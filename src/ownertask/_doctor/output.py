@@ -1,4 +1,4 @@
-"""Prints text for people: plain, or on a terminal with color and a moving line, if rich is installed."""
+"""Prints text for people: plain, or on a terminal with color and a status line, if rich is installed."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["OutputError", "Screen", "escaped", "output_errors"]
 
 FRAME_TIME: Final = 0.1
-"""Time between two frames of the moving line, in seconds."""
+"""Time between two frames of the status line, in seconds."""
 
 MIN_COLUMNS: Final = 10
 """The minimum width. A narrower terminal wraps the lines."""
@@ -37,7 +37,7 @@ class OutputError(Exception):
 
 
 def escaped(text: str) -> str:
-    """Returns the text with each character escaped that could control a terminal."""
+    """Escapes each character that could control a terminal."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
@@ -45,7 +45,7 @@ def escaped(text: str) -> str:
 
 
 class Screen:
-    """Prints lines to a stream. Exit it to remove the moving line.
+    """Prints lines to a stream. Exit it to remove the status line.
 
     Attributes:
         console: The console of rich, or `None` for plain text.
@@ -71,7 +71,7 @@ class Screen:
         return self.printable(self.mask(text))
 
     def printable(self, text: str) -> str:
-        """Returns a text in one line, with each character escaped that the stream cannot print."""
+        """Returns a text in one line, and escapes each character that the stream cannot print."""
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         return escaped(text).encode(encoding, "backslashreplace").decode(encoding)
 
@@ -96,7 +96,7 @@ class Screen:
                 self._stream.flush()
 
     def status(self, text: str) -> None:
-        """Changes the moving line, if there is a console. An empty text removes it.
+        """Changes the status line, if there is a console. An empty text removes it.
 
         Args:
             text: The text of the line, without secrets.
@@ -129,7 +129,7 @@ class Screen:
             self._live.update(spinner, refresh=True)
 
     async def animate(self) -> None:
-        """Moves the moving line until the call is cancelled.
+        """Animates the status line until the call is cancelled.
 
         rich could do this in a thread, but the check would report that thread as left behind.
         """

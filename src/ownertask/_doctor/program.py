@@ -23,7 +23,7 @@ __all__ = ["run"]
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 SIGNALED: Final = 128
-"""As in a shell, a program that a signal ended has this exit code plus the number of the signal."""
+"""As in a shell, this plus the number of a signal is the exit code after that signal."""
 
 SIGPIPE: Final = 13
 

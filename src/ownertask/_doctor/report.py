@@ -34,7 +34,7 @@ INPUT: Final = re.compile(r" \[type=\w+, input_value=.*?, input_type=\w+\]", re.
 LAST_CHARACTERS: Final = 200
 
 TAIL_BYTES: Final = 8192
-"""The length of a `stderr_tail` that is cut off."""
+"""The length at which a `stderr_tail` is cut off, in bytes."""
 
 OWN_NOTES: Final = ("ownertask: raised by ", "the server's stderr ended with:")
 """The beginnings of notes that only repeat other parts of the report."""
@@ -50,10 +50,9 @@ class Failure:
         message: The text of the exception, without secrets and without the name of the manager.
         notes: The notes of the exception, without secrets.
         transport: One of `TRANSPORTS`.
-        error: The exception. It can contain secrets.
         kinds: The names of the classes of the exception and of its causes, with their base classes.
-        unmasked: The text and the notes with their secrets. A secret can be a word such as `server`, and
-            without it the kind of the failure would not be recognized.
+        unmasked: The text and the notes with their secrets. A secret may be a common word, without which
+            the kind of the failure would not be recognized.
     """
 
     phase: str
@@ -61,7 +60,6 @@ class Failure:
     message: str
     notes: list[str]
     transport: str
-    error: BaseException
     kinds: frozenset[str]
     unmasked: tuple[str, ...] = ()
 
@@ -117,7 +115,6 @@ def failure_from(error: BaseException, phase: str, transport: str, mask: Mask) -
         text_of(first, mask),
         [in_one_line(mask(note)) for note in notes],
         transport,
-        first,
         frozenset(kind.__name__ for this in _related(first) for kind in type(this).__mro__),
         (text_of(first, Mask(())), *notes),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from anyio import fail_after
+from anyio.lowlevel import checkpoint
 from mcp import ClientSession
 from mcp.types import PaginatedRequestParams
 from pydantic import BaseModel
@@ -83,6 +84,7 @@ class ServerCheck:
         """Opens and closes the connections, until one fails."""
         report = self.report
         while report.failure is None and report.connections < self._repeat:
+            await checkpoint()  # the last connection may have been closed after a signal
             await self._open_once(look)
         if self._strays:
             notes = report.remarks if report.failure is None else report.failure.notes
@@ -230,7 +232,9 @@ class ServerCheck:
         self._progress.begun(self.report, phase)
 
     def _ended(self, phase: str, seconds: float, how: str) -> None:
-        self.report.seconds.setdefault(phase, []).append(seconds)
+        durations = self.report.seconds.setdefault(phase, [])
+        if not how or not durations:  # the duration of a failed phase is not comparable
+            durations.append(seconds)
         self._progress.ended(self.report, phase, seconds, how)
 
     def _remark(self, text: str) -> None:

@@ -32,7 +32,7 @@ STYLES: Final = {"": "green", "failed": "red", "interrupted": "yellow", "forced"
 class Progress:
     """Prints a line for each phase that ends, unless the output is quiet or JSON.
 
-    With `--repeat`, only the moving line shows the phases.
+    With `--repeat`, only the status line shows the phases.
     """
 
     def __init__(self, screen: Screen, arguments: Arguments) -> None:

@@ -24,8 +24,8 @@ from .masking import (
     Mask,
     secrets_in_headers,
     secrets_in_parameters,
+    secrets_in_references,
     secrets_in_url,
-    secrets_in_variables,
 )
 from .values import UsageError, header_from, resolved, variable_from
 
@@ -46,14 +46,14 @@ class Target:
         transport: The manager that opens the transport.
         kind: One of `TRANSPORTS`.
         options: The options of the session.
-        variables: The environment variables that the configuration file refers to.
+        references: The texts that come from environment variables or files, by their places.
     """
 
     name: str
     transport: ConnectionManager[TransportStreams]
     kind: str
     options: SessionOptions = field(default_factory=SessionOptions)
-    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    references: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if isinstance(self.transport, StdioConnectionManager):
@@ -99,7 +99,9 @@ def target_from_arguments(
     except ImportError as error:
         problem = str(error)
     else:
-        return Target(urlsplit(url).netloc.rpartition("@")[2], transport, kind)
+        references = {words[0]: url} if url != words[0] else {}
+        name = urlsplit(url).netloc.rpartition("@")[2]
+        return Target(name, transport, kind, references=references)
     raise UsageError(problem)
 
 
@@ -126,8 +128,9 @@ def _stdio_target(words: Sequence[str], variables: dict[str, str]) -> Target:
     except ValueError as error:
         problem = str(error)
     else:
-        # It may be a whole command line, so show only its first word.
-        return Target(re.split(r"[/\\]", words[0].split()[0])[-1] or "server", transport, "stdio")
+        # It may be a whole command line, so show only its first word, without the value of a variable.
+        first = words[0].split()[0].partition("=")[0]
+        return Target(re.split(r"[/\\]", first)[-1] or "server", transport, "stdio")
     raise UsageError(problem.replace("server_params.", "").replace(" .", " "))
 
 
@@ -155,8 +158,9 @@ def targets_from_config(path: str) -> list[Target]:
     else:
         if not managers:
             raise UsageError(f"--config: no server in {path!r} is enabled")
+        references = {f"variable {name}": value for name, value in variables.read.items()}
         return [
-            Target(name, manager.transport, _kind_of(manager.transport), manager.options, variables.read)
+            Target(name, manager.transport, _kind_of(manager.transport), manager.options, references)
             for name, manager in managers.items()
         ]
     raise UsageError(f"--config: {problem}")
@@ -196,7 +200,7 @@ def mask_for(targets: Iterable[Target]) -> Mask:
 
 
 def _secrets_of(target: Target) -> Iterator[tuple[str, str]]:
-    yield from secrets_in_variables(target.variables)
+    yield from secrets_in_references(target.references)
     transport = target.transport
     if isinstance(transport, StdioConnectionManager):
         yield from secrets_in_parameters(transport.server_params)

@@ -94,6 +94,7 @@ PROCESS: Final = (
             "In a shell that finds it, run `which COMMAND`, and use the path that this prints.",
             "Pass the command and each argument as separate words: `-- python server.py`.",
             "If it is a script, check that the interpreter in its first line exists.",
+            "Pass variables with `--env NAME=VALUE`, not in front of the command.",
         ),
         phases=OPENING,
         kinds=("FileNotFoundError", "NotADirectoryError"),
@@ -221,7 +222,7 @@ PROCESS: Final = (
             "Check that it uses stdin and stdout, and not HTTP on a port.",
             "Check that it does not wait for a login, a lock or another service.",
         ),
-        phases=OPENING,
+        phases=("handshake",),
         kinds=("TimeoutError",),
     ),
 )
@@ -238,6 +239,32 @@ CONNECTING: Final = (
             "Check the address of the proxy, its user name and its password.",
         ),
         kinds=("ProxyError",),
+    ),
+    Trouble(
+        "The proxy in the environment can't be used",
+        "Unknown scheme for proxy URL",
+        NETWORK,
+        "`HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` is not the URL of a proxy, or a package for SOCKS "
+        "proxies is missing.",
+        (
+            "Correct the variable. The URL of a proxy starts with `http://` or `https://`.",
+            "If the proxy uses SOCKS, install the package that the error names.",
+            "If no proxy is necessary, unset the variable.",
+        ),
+        phases=("connect",),
+        text=r"scheme for proxy URL|SOCKS proxy|the proxy URL in the environment",
+    ),
+    Trouble(
+        "The file in SSL_CERT_FILE can't be used",
+        "FileNotFoundError: [Errno 2] No such file or directory",
+        HTTP_SSE,
+        "The file that `SSL_CERT_FILE` names does not exist, can't be read, or contains no certificate.",
+        (
+            "Set `SSL_CERT_FILE` to a file with certificates in PEM format.",
+            "If the system's certificates are sufficient, unset the variable.",
+        ),
+        phases=("connect",),
+        text=r"\b(?:FileNotFound|NotADirectory|IsADirectory|Permission)Error\b|NO_CERTIFICATE_OR_CRL",
     ),
     Trouble(
         "The host name is unknown",
@@ -273,9 +300,9 @@ CONNECTING: Final = (
         "The certificate is not trusted",
         "CERTIFICATE_VERIFY_FAILED",
         NETWORK,
-        "No authority that this machine trusts signed the server's certificate.",
+        "The server's certificate was not signed by an authority that this machine trusts.",
         (
-            "Set `SSL_CERT_FILE` to a file with the authority's or the self-signed certificate.",
+            "Set `SSL_CERT_FILE` to a file with the certificate of the authority or of the server.",
             "Configure the server to send the intermediate certificates, too.",
             "If your network inspects TLS, trust the certificate of its proxy.",
         ),
@@ -335,10 +362,11 @@ CONNECTING: Final = (
         "Nothing is listening",
         "All connection attempts failed",
         NETWORK,
-        "No server accepts connections at the host and port of the URL, or a firewall rejects them.",
+        "Nothing accepts connections at the host and port of the URL or of a proxy, or a firewall "
+        "rejects them.",
         (
-            "Start the server, and check that it is still running.",
-            "Compare the port with the port that the server prints.",
+            "Check that the server is running, and that it uses the port of the URL.",
+            "If `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` is set, check that the proxy is running.",
             "In a container, let the server listen on `0.0.0.0`, and publish the port.",
             "If the server listens only on IPv4, use `127.0.0.1` instead of `localhost`.",
         ),
@@ -401,7 +429,7 @@ STATUSES: Final = (
         "405 Method Not Allowed or 406 Not Acceptable over streamable HTTP",
         "405 Method Not Allowed",
         HTTP,
-        "The URL accepts no POST requests, so it may belong to an SSE server.",
+        "The server does not accept POST requests at this URL, so it may be an SSE server.",
         (
             "Try the other transport: `ownertask check sse URL`.",
             "Check the path: `/mcp` is common for streamable HTTP.",
@@ -413,7 +441,7 @@ STATUSES: Final = (
         "400, 405 or 406 over SSE",
         "405 Method Not Allowed",
         SSE,
-        "The URL opens no event stream, so it may belong to a streamable HTTP server.",
+        "The server does not open an event stream at this URL, so it may be a streamable HTTP server.",
         (
             "Try the other transport: `ownertask check http URL`.",
             "Check the path: `/sse` is common for SSE.",
@@ -458,7 +486,7 @@ STATUSES: Final = (
         "A redirect (3xx)",
         "HTTP status 307 Temporary Redirect",
         NETWORK,
-        "The server redirects to another URL, but the client does not send your headers there.",
+        "The server redirects to another URL, and the client does not send your headers there.",
         (
             "If you trust the URL in the error or in the `Location` header, use it.",
             "Check whether the path must end with a slash, or the scheme must be `https://`.",
@@ -629,8 +657,8 @@ WEBSOCKET: Final = (
         "The server refused the upgrade with status 403",
         "server rejected WebSocket connection: HTTP 403",
         WS,
-        "The server does not allow the connection, or has no WebSocket at this path, which some servers "
-        "report with the same status.",
+        "The server does not allow the connection, or has no WebSocket at this path. Some servers use "
+        "status 403 for both.",
         (
             "Check the path of the URL.",
             "If the server offers streamable HTTP, use that: `ownertask check http URL`.",
@@ -642,7 +670,7 @@ WEBSOCKET: Final = (
         "The server refused the upgrade to a WebSocket",
         "server rejected WebSocket connection: HTTP …",
         WS,
-        "An HTTP server answered, but it offers no WebSocket at the path of the URL.",
+        "An HTTP server answered, but it does not offer a WebSocket at the path of the URL.",
         (
             "Check the path of the URL.",
             "If the server offers streamable HTTP, use that: `ownertask check http URL`.",
@@ -715,7 +743,7 @@ EVERY: Final = (
         "The server answered the handshake with an error",
         "MCPError: …",
         ALL,
-        "The server rejected the request `initialize` with a JSON-RPC error.",
+        "The server rejected the `initialize` request with a JSON-RPC error.",
         (
             "Read the text of the error.",
             "Read the stderr or the log of the server.",
@@ -779,7 +807,7 @@ EVERY: Final = (
         "The server answered a request to list its content, or a ping, with a JSON-RPC error.",
         (
             "Read the text of the error.",
-            "Code -32601 (Method not found): the server lacks `ping`, or a capability it announces.",
+            "Code -32601 (Method not found): the server lacks `ping` or an announced capability.",
             "Read the stderr or the log of the server.",
         ),
         phases=USING,
@@ -815,9 +843,9 @@ REMARKS: Final = (
         "The server does not exit when its stdin is closed",
         "the server did not exit after its stdin was closed, and was ended with …",
         STDIO,
-        "The server worked, but a signal had to end it.",
+        "The server worked, but it exited only after a signal.",
         (
-            "If the server is yours, exit when stdin ends, even while a request is under way.",
+            "If the server is yours, make it exit when its stdin is closed, even during a request.",
             "If the server needs longer to save its data, raise `exit_timeout` in your program.",
         ),
     ),

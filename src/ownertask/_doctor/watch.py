@@ -1,8 +1,8 @@
 """`ownertask watch`: keeps connections open, and shows their states.
 
 It closes the connections before it ends, even if the reader of stdout is gone. Listeners only record the
-changes. The task that called `keep_open()` shows them, so an error of the output ends that task and
-affects no connection.
+changes. The task that called `keep_open()` shows them, so an output error is raised in that task and
+never inside a manager.
 """
 
 import logging
@@ -185,7 +185,7 @@ async def keep_open(
 
 
 async def _close(stop: Callable[[], Awaitable[None]], board: Board, screen: Screen) -> None:
-    """Stops the group and shows the changes. After an error of the output, it shows no more of them."""
+    """Stops the group and shows the changes. If the output fails, it still stops the group."""
     is_stopped = False
 
     async def close() -> None:

@@ -17,7 +17,7 @@ NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 ENDED: Final = frozenset({NEW, CLOSED, FAILED})
 
 LOST: Final = "the connection was lost: "
-"""How the text of a `ConnectionLostError` with a reason begins."""
+"""The beginning of the text of a `ConnectionLostError` that has a reason."""
 
 
 class Row:
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def due(self) -> float | None:
-        """When the next attempt begins, by `anyio.current_time()`, if it has not begun yet."""
+        """The time of the next attempt by `anyio.current_time()`, or `None` if no attempt is pending."""
         reconnecting = self._manager.reconnecting
         return None if reconnecting is None or reconnecting.due <= current_time() else reconnecting.due
 

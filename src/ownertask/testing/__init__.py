@@ -1,4 +1,4 @@
-"""A check for tests of transports, fakes for tests of applications, and a search for leaks.
+"""A check for tests of transports, fakes for tests of applications, and a leak detector.
 
 Importing `ownertask` does not import this package, and importing this package does not import pytest.
 """

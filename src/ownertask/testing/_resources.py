@@ -41,12 +41,12 @@ class Resources:
 
         Call it while the connection is open. After a child process has exited, the operating system no
         longer shows that its descendants belong to this process. So without this call, `left()` would
-        not find a server that runs on after its launcher has exited.
+        not find a server that keeps running after its launcher has exited.
         """
         self._before.look()
 
     async def left(self, within: float = 2.0) -> list[str]:
-        """Waits until no new resource is left, or until a time limit.
+        """Waits until no new resource is left, or until the time limit is reached.
 
         The task that calls this method does not count. The method may be called again.
 
@@ -55,8 +55,7 @@ class Resources:
                 worker thread takes time to end. `math.inf` waits indefinitely.
 
         Returns:
-            A description of each new resource, of all kinds, in alphabetical order. The list is empty if
-            nothing is left.
+            Descriptions of the new resources that still exist, in alphabetical order.
 
         Raises:
             TypeError: `within` is not a number.
