@@ -1,5 +1,6 @@
 """Starts a real server for each test of an example in `examples/libraries`."""
 
+import os
 import sys
 from contextlib import ExitStack
 from functools import cache
@@ -22,6 +23,19 @@ SERVERS = {  # for each library, the server and the program that it requires
     "psycopg_pool": ("postgres", "initdb"),
     "redis": ("redis", "redis-server"),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc_keeps_its_descriptors():
+    """Keeps a channel. After the last one, a thread of gRPC closes its pollers at some later time."""
+    if find_spec("grpc") is None:
+        yield
+        return
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # a fork, before PostgreSQL is run, replaced a poller
+    from grpc import insecure_channel
+
+    with insecure_channel("127.0.0.1:1"):  # does not connect, since nothing uses it
+        yield
 
 
 @pytest.fixture
