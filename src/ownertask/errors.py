@@ -89,6 +89,15 @@ class ConnectionLostError(ConnectionManagerError):
     """The connection ended unexpectedly.
 
     `__cause__` is the reason, if one is known. The text contains the reason, too.
+
+    Example:
+        ```python
+        try:
+            session = manager.connection
+        except ConnectionLostError as error:
+            print(error)  # calculator: the connection was lost: the server exited with status 1
+            print(repr(error.__cause__))  # ServerExitedError(1, '')
+        ```
     """
 
     def __init__(

@@ -40,8 +40,6 @@ K = TypeVar("K")
 T = TypeVar("T")
 V = TypeVar("V")
 
-MEMBER_TIMEOUT: Final = 30.0
-
 ENDED: Final = {ConnectionState.NEW, ConnectionState.CLOSED, ConnectionState.FAILED}
 
 
@@ -55,6 +53,21 @@ class ConnectionGroup(ConnectionManager[Mapping[K, T]], Generic[K, T]):
     `await group.managers[key].start()` opens a lost connection again. While the group is running, its
     members cannot become part of another manager. They run with the context variables of the group's
     `start()` call.
+
+    Example:
+        ```python
+        group = ConnectionGroup(
+            {
+                "calculator": SessionConnectionManager("http://localhost:8000/mcp"),
+                "weather": SessionConnectionManager("https://weather.invalid/mcp"),
+            }
+        )
+        async with group as sessions:
+            for key, session in sessions.items():
+                print(key, await session.list_tools())
+            for key, error in group.failures.items():
+                print(f"{key} is not available: {error}")
+        ```
     """
 
     def __init__(
@@ -62,7 +75,7 @@ class ConnectionGroup(ConnectionManager[Mapping[K, T]], Generic[K, T]):
         managers: Mapping[K, ConnectionManager[T]],
         *,
         strict: bool = False,
-        member_timeout: float | None = MEMBER_TIMEOUT,
+        member_timeout: float | None = 30.0,
         max_concurrent_starts: int | None = None,
         name: str | None = None,
     ) -> None:
@@ -73,10 +86,10 @@ class ConnectionGroup(ConnectionManager[Mapping[K, T]], Generic[K, T]):
             strict: Whether the group ends if a member cannot be opened in time, or if it is lost and is
                 not opened again. The member's own `stop()` does not end the group. If `False`, the group
                 works with the members that are open.
-            member_timeout: Maximum time for `start()` to wait for each member, in seconds; 30 by
-                default; `None` waits indefinitely. It begins when the member's attempt begins. When it
-                expires, the attempt is cancelled, unless the member has a `ReconnectPolicy`. Such a
-                member keeps trying until its policy gives up or the group stops.
+            member_timeout: Maximum time for `start()` to wait for each member, in seconds; `None` waits
+                indefinitely. It begins when the member's attempt begins. When it expires, the attempt
+                is cancelled, unless the member has a `ReconnectPolicy`. Such a member keeps trying until
+                its policy gives up or the group stops.
             max_concurrent_starts: Maximum number of members that the group opens at the same time;
                 `None` means no limit.
             name: See `ConnectionManager`.
@@ -174,6 +187,11 @@ class ConnectionGroup(ConnectionManager[Mapping[K, T]], Generic[K, T]):
         The member stays in the group when the group is stopped and started again. If its connection
         cannot be opened within `member_timeout`, the group does not keep the member.
 
+        Example:
+            ```python
+            session = await group.add("search", SessionConnectionManager("http://localhost:8000/mcp"))
+            ```
+
         Args:
             key: The key of the new member.
             manager: The new member. It must not be running.
@@ -205,6 +223,11 @@ class ConnectionGroup(ConnectionManager[Mapping[K, T]], Generic[K, T]):
 
     async def remove(self, key: K) -> None:
         """Removes a member, and stops it if the group is running.
+
+        Example:
+            ```python
+            await group.remove("calculator")
+            ```
 
         Raises:
             KeyError: The group has no member with this key.

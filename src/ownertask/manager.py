@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Generic, Never, TypeVar, cast, final
 
 from ._lending import lent
 from ._life import Life, claiming
-from ._owner import STOP_TIMEOUT, Run, current_event_loop
+from ._owner import Run, current_event_loop
 from ._reason import is_a
 from ._starting import start, wait_open
 from ._stopping import enter, exit_block, run_until_closed, stop
@@ -36,7 +36,7 @@ PROGRAMMING_ERRORS: Final = (TypeError, AttributeError, NameError, ImportError, 
 
 
 class ConnectionManager(ABC, Generic[T_co]):
-    """Opens a connection in a dedicated task, so that any task can use it and any task can close it.
+    r"""Opens a connection in a dedicated task, so that any task can use it and any task can close it.
 
     Subclasses implement `open_connection()`, an async context manager. It is entered and exited in
     the *owner task*, which is not part of the caller's task groups and cancel scopes. When a
@@ -47,6 +47,34 @@ class ConnectionManager(ABC, Generic[T_co]):
     be created without a running event loop. Dropping the last reference to a manager does not stop it;
     shutting down its event loop does. Call the methods in the event loop in which the manager was
     started. The properties and `connection_lost()` may be used in any thread.
+
+    Example:
+        ```python
+        from collections.abc import AsyncGenerator
+        from contextlib import asynccontextmanager
+
+        import anyio
+        from anyio.abc import SocketStream
+        from ownertask import ConnectionManager
+
+
+        class TcpManager(ConnectionManager[SocketStream]):
+            @asynccontextmanager
+            async def open_connection(self) -> AsyncGenerator[SocketStream]:
+                async with await anyio.connect_tcp("example.org", 80) as stream:
+                    yield stream
+
+
+        async def main() -> None:
+            manager = TcpManager()
+            stream = await manager.start()  # in any task
+            await stream.send(b"HEAD / HTTP/1.0\r\n\r\n")
+            print(await stream.receive())
+            await manager.stop()  # in any other task
+
+
+        anyio.run(main)
+        ```
     """
 
     start_timeout: float | None = None
@@ -59,14 +87,16 @@ class ConnectionManager(ABC, Generic[T_co]):
     # Annotated only for type checkers, because Pydantic would turn annotations into fields of a model,
     # even if the model defines a method `watch`.
     if TYPE_CHECKING:
-        reconnect: ReconnectPolicy | None
+        reconnect: ReconnectPolicy | None = None
         """When to open the connection again after a failure; `None` means never.
 
         `start()` reads the policy when it begins the first attempt. If it is invalid, `start()` raises.
         """
 
         # pyright compares this type with the unbound method of a subclass, whose `self` is the `Never`.
-        watch: Callable[[T_co], Awaitable[object]] | Callable[[Never, T_co], Awaitable[object]] | None
+        watch: (
+            Callable[[T_co], Awaitable[object]] | Callable[[Never, T_co], Awaitable[object]] | None
+        ) = None
         """Called with the connection when it opens. When it returns or raises, the connection is lost.
 
         It runs in a child task of the owner task while the connection is open. A subclass may define an
@@ -130,6 +160,16 @@ class ConnectionManager(ABC, Generic[T_co]):
     ) -> "ConnectionManager[T]":
         """Creates a manager for the async context managers that `factory` returns.
 
+        Example:
+            ```python
+            @asynccontextmanager
+            async def connect() -> AsyncGenerator[SocketStream]:
+                async with await anyio.connect_tcp("example.org", 80) as stream:
+                    yield stream
+
+            manager = ConnectionManager.from_factory(connect, name="example", start_timeout=10)
+            ```
+
         Args:
             factory: Returns an async context manager. Called once per run, in the owner task.
             name: See `ConnectionManager`. The default contains the name of the factory.
@@ -176,6 +216,13 @@ class ConnectionManager(ABC, Generic[T_co]):
         errors that cannot disappear on their own, such as a wrong password, and otherwise returns the
         result of `super().is_permanent(exc)`.
 
+        Example:
+            ```python
+            class DatabaseManager(ConnectionManager[Database]):
+                def is_permanent(self, exc: BaseException) -> bool:
+                    return isinstance(exc, WrongPasswordError) or super().is_permanent(exc)
+            ```
+
         Args:
             exc: The exception. It is not an exception group.
         """
@@ -220,6 +267,12 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         The manager returns the same object each time. Before the first connection, `isinstance()` does
         not know the class of the connection, unless the manager has an attribute `connection_type`.
+
+        Example:
+            ```python
+            session = manager.current  # may be kept: each call uses the connection that is then open
+            result = await session.call_tool("add", {"a": 1, "b": 2})
+            ```
         """
         return cast("T_co", self._life.current())
 
@@ -239,6 +292,13 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         With a `ReconnectPolicy`, it is set during the delay after a failure and during the attempt that
         follows. The state is then `OPENING`. Otherwise, it is `None`.
+
+        Example:
+            ```python
+            if (reconnecting := manager.reconnecting) is not None:
+                seconds = max(0, reconnecting.due - anyio.current_time())
+                print(f"next attempt in {seconds:.0f} s, because of: {reconnecting.exception}")
+            ```
         """
         run = self._life.run
         return None if run is None else run.reconnecting
@@ -249,6 +309,12 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         If the connection is already open, returns it. If it is being opened, joins that attempt. If it
         is being closed, waits for the end of that run and then opens a new connection.
+
+        Example:
+            ```python
+            session = await manager.start(timeout=10)
+            print(await session.list_tools())
+            ```
 
         Args:
             timeout: Maximum time for this call to wait, in seconds, including the wait for a closing
@@ -293,6 +359,12 @@ class ConnectionManager(ABC, Generic[T_co]):
         `start()` call is waiting for the end of the current run. Otherwise, the call returns or raises
         what `connection` returns or raises.
 
+        Example:
+            ```python
+            session = await manager.wait_open(timeout=10)  # for example, while the server restarts
+            print(await session.list_tools())
+            ```
+
         Args:
             timeout: Maximum time to wait, in seconds; `None` waits indefinitely.
 
@@ -322,7 +394,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         return self.connection
 
     @final
-    async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
+    async def stop(self, timeout: float | None = 30.0) -> None:
         """Closes the connection and waits until the owner task ends.
 
         May be called in any state and by any number of tasks. If the connection is being opened, the
@@ -332,9 +404,14 @@ class ConnectionManager(ABC, Generic[T_co]):
         A child task of the connection may also call it. If closing cancels that task, its call ends
         immediately, and `timeout` still applies to closing.
 
+        Example:
+            ```python
+            await manager.stop(timeout=5)
+            ```
+
         Args:
-            timeout: Maximum time for closing, in seconds, before the owner task is cancelled. The
-                default is 30; 0 cancels it immediately, `None` never. In a child task of the
+            timeout: Maximum time for closing, in seconds, before the owner task is cancelled; 0
+                cancels it immediately, `None` never. In a child task of the
                 connection, 30 is the maximum, because closing may wait for that task. If several calls
                 are waiting, the earliest deadline applies. After the owner task is cancelled, the call
                 waits at most 10 more seconds for it to end.
@@ -358,6 +435,14 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         Call it with `connection = await task_group.start(manager.run)`. If `stop()` closes the open
         connection, `run()` returns.
+
+        Example:
+            ```python
+            async with anyio.create_task_group() as task_group:
+                session = await task_group.start(manager.run)
+                print(await session.list_tools())
+                await manager.stop()  # otherwise, the block waits until the connection is lost
+            ```
 
         Args:
             task_status: Receives the connection. A task group's `start()` passes it.
@@ -386,6 +471,12 @@ class ConnectionManager(ABC, Generic[T_co]):
         Any number of `async with` blocks can use the manager at the same time. When the last one exits,
         it stops the manager. A connection that `start()` or `run()` opened stays open until `stop()` is
         called.
+
+        Example:
+            ```python
+            async with manager as session:
+                print(await session.list_tools())
+            ```
         """
         return await enter(self._life)
 
@@ -413,6 +504,14 @@ class ConnectionManager(ABC, Generic[T_co]):
 
         Applications use it to detect a lost connection. If the manager is not running, the call refers
         to the last run and does not wait. If it was never started, the call returns immediately.
+
+        Example:
+            ```python
+            try:
+                await manager.wait_closed()
+            except ConnectionLostError as error:
+                print(error)  # the text contains the reason
+            ```
 
         Raises:
             ConnectionLostError: The connection was lost.
@@ -446,6 +545,15 @@ class ConnectionManager(ABC, Generic[T_co]):
         context variables, such a call applies to the current run. Callers outside the connection should
         pass the `connection` that failed. Then any number of them can report the same connection, and
         only the first report has an effect.
+
+        Example:
+            ```python
+            session = manager.connection
+            try:
+                print(await session.list_tools())
+            except TimeoutError as error:
+                manager.connection_lost(error, connection=session)
+            ```
 
         Args:
             exc: The reason, if one is known. It becomes the `__cause__` of the `ConnectionLostError`,
@@ -485,6 +593,16 @@ class ConnectionManager(ABC, Generic[T_co]):
         An exception that a listener raises is logged and affects nothing else. In a closed event loop
         and in a forked child, nothing is announced. A copy of the manager has no listeners.
 
+        Example:
+            ```python
+            def show(
+                manager: ConnectionManager[object], old: ConnectionState, new: ConnectionState
+            ) -> None:
+                print(f"{manager.name}: {old.value} -> {new.value}")
+
+            manager.add_listener(show)
+            ```
+
         Args:
             callback: The function. Adding it again has no effect.
 
@@ -522,6 +640,19 @@ class ConnectionManager(ABC, Generic[T_co]):
         inner manager does not change: its `connection` cannot be read, its `start()` raises, its
         `stop()` does nothing, and its `start_timeout` does not apply. A `watch` method of the inner
         manager's class runs.
+
+        Example:
+            ```python
+            class ApiManager(ConnectionManager[Api]):
+                def __init__(self, transport: ConnectionManager[SocketStream]) -> None:
+                    super().__init__()
+                    self.transport = transport
+
+                @asynccontextmanager
+                async def open_connection(self) -> AsyncGenerator[Api]:
+                    async with self.open_inner(self.transport) as stream:
+                        yield Api(stream)
+            ```
 
         Args:
             manager: The inner manager.

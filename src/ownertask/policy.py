@@ -59,6 +59,12 @@ class ReconnectPolicy(_Frozen):
 
     A policy is immutable, and any number of managers can share it.
 
+    Example:
+        ```python
+        policy = ReconnectPolicy(initial_delay=1, max_retries=10)
+        manager = SessionConnectionManager("http://localhost:8000/mcp", reconnect=policy)
+        ```
+
     Attributes:
         initial_delay: Time before the first retry, in seconds.
         max_delay: Maximum time before a retry, in seconds.

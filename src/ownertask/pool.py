@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from inspect import iscoroutine
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 from anyio import CancelScope, Event, create_task_group, sleep_until
 from anyio.abc import TaskGroup
@@ -43,8 +43,6 @@ T = TypeVar("T")
 
 NEW, OPENING, OPEN, CLOSING, CLOSED, FAILED = ConnectionState
 
-IDLE_TIMEOUT: Final = 300.0
-
 
 class PoolStats(NamedTuple):
     """Numbers of a `ConnectionPool`, for metrics.
@@ -69,6 +67,20 @@ class ConnectionPool(ConnectionManager["ConnectionPool[K, T]"], Generic[K, T]):
 
     For applications with many tenants. The key identifies the tenant, and all requests of a tenant share
     a connection. Start the pool before the first use. Its connection is the pool itself.
+
+    Example:
+        ```python
+        def session_of(tenant: str) -> SessionConnectionManager:
+            headers = {"Authorization": f"Bearer {tokens[tenant]}"}
+            return SessionConnectionManager(
+                StreamableHttpConnectionManager("http://localhost:8000/mcp", headers=headers)
+            )
+
+        pool = ConnectionPool(session_of, max_open=100)
+        async with pool:  # while your application runs
+            async with pool.acquire("tenant 1") as session:  # in each request
+                print(await session.list_tools())
+        ```
     """
 
     def __init__(
@@ -76,7 +88,7 @@ class ConnectionPool(ConnectionManager["ConnectionPool[K, T]"], Generic[K, T]):
         open: Callable[[K], ConnectionManager[T]],  # noqa: A002 - the word that users look for
         *,
         max_open: int | None = None,
-        idle_timeout: float | None = IDLE_TIMEOUT,
+        idle_timeout: float | None = 300.0,
         name: str | None = None,
     ) -> None:
         """Creates a pool without opening a connection.
@@ -87,9 +99,8 @@ class ConnectionPool(ConnectionManager["ConnectionPool[K, T]"], Generic[K, T]):
                 `start()` call, not of the user.
             max_open: Maximum number of connections that are open, being opened or being closed; `None`
                 means no limit.
-            idle_timeout: The time after which an unused connection is closed, in seconds; 300 by
-                default; `None` keeps it open, unless it has to make room; 0 closes it after its last
-                user.
+            idle_timeout: The time after which an unused connection is closed, in seconds; `None` keeps
+                it open, unless it has to make room; 0 closes it after its last user.
             name: See `ConnectionManager`.
 
         Raises:
@@ -142,6 +153,12 @@ class ConnectionPool(ConnectionManager["ConnectionPool[K, T]"], Generic[K, T]):
         If the connection is lost, the block is not cancelled, but calls on the connection fail. The next
         user gets a new connection.
 
+        Example:
+            ```python
+            async with pool.acquire("tenant 1", timeout=10) as session:
+                print(await session.list_tools())
+            ```
+
         Args:
             key: Identifies the connection. It must contain everything on which the connection depends,
                 such as the tenant and the user. It does not appear in logs or errors.
@@ -175,6 +192,12 @@ class ConnectionPool(ConnectionManager["ConnectionPool[K, T]"], Generic[K, T]):
         closed after its last user. If the key has no connection, or the pool is not open, the call does
         nothing.
 
+        Example:
+            ```python
+            tokens["tenant 1"] = "new token"
+            await pool.discard("tenant 1")
+            ```
+
         Args:
             key: The key of the connection.
 
@@ -191,7 +214,14 @@ class ConnectionPool(ConnectionManager["ConnectionPool[K, T]"], Generic[K, T]):
             await open_pool.discard(key)
 
     def stats(self) -> PoolStats:
-        """Returns the current numbers of connections and waiting calls, and the totals."""
+        """Returns the current numbers of connections and waiting calls, and the totals.
+
+        Example:
+            ```python
+            stats = pool.stats()
+            print(f"{stats.open} open, {stats.idle} of them idle, {stats.waiting} calls waiting")
+            ```
+        """
         open_pool = self._open_pool
         if open_pool is None or not open_pool.is_alive:
             return PoolStats(0, 0, 0, self._opened, self._failed)

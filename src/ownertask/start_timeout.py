@@ -32,6 +32,12 @@ def pause_start_timeout() -> Generator[None]:
     The `timeout` of a `start()` call is not affected: if it expires and no other call is waiting, the
     attempt is cancelled.
 
+    Example:
+        ```python
+        with pause_start_timeout():
+            password = await ask_user("Password for the database: ")
+        ```
+
     Cancellation:
         Not affected. `stop()`, a loss and a cancelled `start()` end the attempt as they do outside the
         block.

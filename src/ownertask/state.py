@@ -13,7 +13,13 @@ __all__ = ["TRANSITIONS", "ConnectionState"]
 
 
 class ConnectionState(enum.Enum):
-    """The state of a manager."""
+    """The state of a manager.
+
+    Example:
+        ```python
+        is_ready = manager.state is ConnectionState.OPEN
+        ```
+    """
 
     NEW = "new"
     """The manager has never been started."""

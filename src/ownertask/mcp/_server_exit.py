@@ -17,6 +17,16 @@ class ServerExitedError(Exception):
 
     This error is the cause of a `ConnectionLostError`. A note contains `stderr_tail`.
 
+    Example:
+        ```python
+        try:
+            await manager.wait_closed()
+        except ConnectionLostError as error:
+            if isinstance(error.__cause__, ServerExitedError):
+                print("exit status:", error.__cause__.returncode)
+                print(error.__cause__.stderr_tail)
+        ```
+
     Attributes:
         returncode: The exit status. As in `subprocess`, -N means that signal N killed the server. `None`
             means that other code in this process took the status, for example with `os.wait()`. On

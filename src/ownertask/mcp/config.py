@@ -52,13 +52,21 @@ TYPES: Final[Mapping[str, tuple[str, ...]]] = {"command": ("stdio",), "url": tup
 
 
 class SessionManagerOptions(SessionOptions, Generic[S], total=False):
-    """The options of a `SessionConnectionManager`, without its transport and its name."""
+    """The options of a `SessionConnectionManager`, without its transport and its name.
+
+    All `SessionOptions` are also accepted.
+    """
 
     session_class: type[S]
+    """The class of each session; `ClientSession` by default."""
     initialize: bool | Callable[[S], Awaitable[object]]
+    """Selects the MCP handshake, as in `SessionConnectionManager`; `True` by default."""
     start_timeout: float | None
+    """Maximum time for opening a transport and completing the handshake, in seconds; 60 by default."""
     reconnect: ReconnectPolicy | None
+    """When to open a connection again after a failure; `None`, the default, means never."""
     watch: Callable[[S], Awaitable[object]] | None
+    """An async function that is called with each session; `None` by default."""
 
 
 def managers_from_config(
@@ -71,6 +79,14 @@ def managers_from_config(
 
     The guide *A configuration file* describes the keys. The result does not contain servers with
     `"disabled": true`, and their other keys are not checked.
+
+    Example:
+        ```python
+        managers = managers_from_config("mcp.json", reconnect=ReconnectPolicy())
+        async with ConnectionGroup(managers) as sessions:
+            for name, session in sessions.items():
+                print(name, await session.list_tools())
+        ```
 
     Args:
         config: A mapping with the key `mcpServers`, only the mapping of names to servers, or the path of

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ping_every"]
 
-TIMEOUT: Final = 20.0
-"""Seconds. The pings of a WebSocket have the same limit."""
-
 GRACE: Final = 0.2
 """Seconds. If blocking code stopped the event loop, a response may have arrived unread."""
 
@@ -46,7 +43,7 @@ class HasSession(Protocol):
 
 
 def ping_every(
-    interval: float, *, timeout: float | None = TIMEOUT
+    interval: float, *, timeout: float | None = 20.0
 ) -> "Callable[[ClientSession | HasSession], Awaitable[None]]":
     """Returns a `watch` function that detects that the server of a session no longer responds.
 
@@ -64,10 +61,17 @@ def ping_every(
     The connection must be a `ClientSession` or, with mcp 2.x, a `Client`. If no manager opened its
     transport, only the responses to pings are signs of life.
 
+    Example:
+        ```python
+        manager = SessionConnectionManager(
+            "http://localhost:8000/mcp", watch=ping_every(30), reconnect=ReconnectPolicy()
+        )
+        ```
+
     Args:
         interval: Maximum time without a message before a ping is sent, in seconds.
-        timeout: Maximum time from a ping to the next sign of life, in seconds; 20 by default. `None`
-            waits indefinitely, so the pings only keep the connection from being idle.
+        timeout: Maximum time from a ping to the next sign of life, in seconds. `None` waits
+            indefinitely, so the pings only keep the connection from being idle.
 
     Raises:
         TypeError: An argument is not a number.

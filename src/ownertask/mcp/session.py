@@ -45,48 +45,142 @@ __all__ = ["ClientConnectionManager", "ClientOptions", "SessionConnectionManager
 T_co = TypeVar("T_co", covariant=True)
 S_co = TypeVar("S_co", bound=ClientSession, covariant=True, default=ClientSession)
 
-START_TIMEOUT: Final = 60.0
-"""Seconds for opening the transport and completing the handshake. The SDK itself waits forever."""
-
-
 OWN_TRANSPORTS: Final = (HttpConnectionManager, StdioConnectionManager, WebSocketConnectionManager)
 
 
 class _CommonOptions(TypedDict, total=False):
     sampling_callback: "SamplingFnT | None"
+    """Answers a server that asks for a completion by a language model. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/client/callbacks/#the-deprecated-pair
+    """
     sampling_capabilities: "types.SamplingCapability | None"
+    """Declares what `sampling_callback` supports, such as tools. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.sampling_capabilities
+    """
     elicitation_callback: "ElicitationFnT | None"
+    """Answers a server that asks the user a question. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/client/callbacks/#the-elicitation-callback
+    """
     list_roots_callback: "ListRootsFnT | None"
+    """Answers a server that asks for the folders in which it may work. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/client/callbacks/#the-deprecated-pair
+    """
     logging_callback: "LoggingFnT | None"
+    """Receives the log messages of the server. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/client/callbacks/#the-notification-callbacks
+    """
     message_handler: "MessageHandlerFnT | None"
+    """Receives the notifications of the server, and the exceptions of the transport. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/client/callbacks/#the-notification-callbacks
+    """
     client_info: "types.Implementation | None"
+    """The name and version of your application, which the server can read. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.client_info
+    """
     log_level: "types.LoggingLevel | None"
+    """The lowest level of log messages that a server of the 2026 protocol sends. Requires mcp 2.x. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.log_level
+    """
 
 
 class SessionOptions(_CommonOptions, total=False):
-    """The options of the SDK's `ClientSession`, from both mcp 1.x and 2.x.
+    """The options of the SDK's `ClientSession`, from both [mcp 2.x][2] and [mcp 1.x][1].
 
-    An option that the installed version lacks raises `TypeError`.
+    Each option that you leave out has the SDK's default. An option that the installed version lacks
+    raises `TypeError`.
+
+    [1]: https://py.sdk.modelcontextprotocol.io/v1/api/#mcp.ClientSession
+    [2]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/session/#mcp.client.session.ClientSession
     """
 
     read_timeout_seconds: float | timedelta | None
+    """Maximum time for each request, in seconds or as a `timedelta`, with both mcp 1.x and 2.x; `None`
+    waits indefinitely. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.read_timeout_seconds
+    """
     # Any: the SDK's own types.
     extensions: dict[str, dict[str, Any]] | None
+    """The protocol extensions that the client declares, with their settings. Requires mcp 2.x. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/advanced/extensions/
+    """
     result_claims: "Mapping[str, Sequence[ResultClaim[Any]]] | None"
+    """Additional results of tool calls, which an extension defines. Requires mcp 2.x. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/advanced/extensions/
+    """
     notification_bindings: "Sequence[NotificationBinding[Any]] | None"
+    """Handlers for notifications that an extension defines. Requires mcp 2.x. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/advanced/extensions/
+    """
     experimental_task_handlers: object
+    """Handlers for the experimental tasks of mcp 1.x. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/v1/experimental/tasks-client/
+    """
 
 
 class ClientOptions(_CommonOptions, total=False):
-    """The options of the SDK's `Client`."""
+    """The options of the SDK's [`Client`][sdk].
+
+    Each option that you leave out has the SDK's default.
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client
+    """
 
     raise_exceptions: bool
+    """Lets an exception in a handler end a server in this process; `False` by default. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.raise_exceptions
+    """
     read_timeout_seconds: float | None
+    """Maximum time for each request, in seconds; `None`, the default, waits indefinitely. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.read_timeout_seconds
+    """
     mode: "ConnectMode"
+    """How to negotiate the version of the protocol; `"auto"` is the default. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.mode
+    """
     prior_discover: "types.DiscoverResult | None"
+    """Passes an earlier answer to `server/discover`, so that the client need not ask again. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.prior_discover
+    """
     input_required_max_rounds: int
+    """Maximum number of times that a call may ask for further input; the default is 10. [SDK
+    documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.input_required_max_rounds
+    """
     extensions: "Sequence[ClientExtension] | None"
+    """The protocol extensions that the client supports. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.extensions
+    """
     cache: "CacheConfig | None"
+    """How the client caches responses; `None` disables the cache. [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/client/#mcp.client.client.Client.cache
+    """
 
 
 class _OnTransport(ConnectionManager[T_co]):
@@ -143,6 +237,14 @@ class SessionConnectionManager(_OnTransport[S_co]):
 
     The connection is lost if the transport reports a loss or ends its read stream, or if the session
     stops reading from it. This also works for transports from other libraries.
+
+    Example:
+        ```python
+        server = StdioServerParameters(command="python", args=["server.py"])
+        manager = SessionConnectionManager(server, name="calculator", read_timeout_seconds=30)
+        async with manager as session:
+            print(await session.call_tool("add", {"a": 1, "b": 2}))
+        ```
     """
 
     connection_type: type[ClientSession] = ClientSession
@@ -155,7 +257,7 @@ class SessionConnectionManager(_OnTransport[S_co]):
         session_class: type[S_co] = ClientSession,  # type: ignore[assignment] # the default of the variable
         initialize: bool | Callable[[S_co], Awaitable[object]] = True,
         name: str | None = None,
-        start_timeout: float | None = START_TIMEOUT,
+        start_timeout: float | None = 60.0,  # the SDK itself waits forever
         reconnect: ReconnectPolicy | None = None,
         watch: Callable[[S_co], Awaitable[object]] | None = None,
         **options: Unpack[SessionOptions],
@@ -172,7 +274,7 @@ class SessionConnectionManager(_OnTransport[S_co]):
                 handshake, pass an async function, which the manager calls with each new session.
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
-                seconds; 60 by default; `None` waits indefinitely.
+                seconds; `None` waits indefinitely.
             reconnect: When to open the connection again after a failure; `None` means never.
             watch: An async function that is called with each session. When it returns or raises, the
                 connection is lost.
@@ -202,7 +304,7 @@ class SessionConnectionManager(_OnTransport[S_co]):
             kind = type(initialize).__name__
             raise TypeError(f"initialize must be True, False or an async function, not {kind}")
         _sdk.check_options(session_class, options, {"dispatcher", "read_stream", "write_stream"})
-        self.connection_type = session_class
+        vars(self)["connection_type"] = session_class  # the reference shows the default of the class
         self.options: SessionOptions = options
         self._initialize = initialize
 
@@ -230,6 +332,13 @@ class ClientConnectionManager(_OnTransport["Client"]):
 
     Requires mcp 2.x. By default, the client negotiates the protocol version with the server
     (`mode="auto"`). It detects losses as `SessionConnectionManager` does.
+
+    Example:
+        ```python
+        manager = ClientConnectionManager("http://localhost:8000/mcp", read_timeout_seconds=30)
+        async with manager as client:
+            print(await client.call_tool("add", {"a": 1, "b": 2}))
+        ```
     """
 
     def __init__(
@@ -237,7 +346,7 @@ class ClientConnectionManager(_OnTransport["Client"]):
         transport: TransportSource,
         *,
         name: str | None = None,
-        start_timeout: float | None = START_TIMEOUT,
+        start_timeout: float | None = 60.0,  # the SDK itself waits forever
         reconnect: ReconnectPolicy | None = None,
         watch: "Callable[[Client], Awaitable[object]] | None" = None,
         **options: Unpack[ClientOptions],
@@ -250,7 +359,7 @@ class ClientConnectionManager(_OnTransport["Client"]):
                 runs in this process. See `TransportSource`.
             name: See `ConnectionManager`. The default contains the transport's name.
             start_timeout: Maximum time for opening the transport and completing the handshake, in
-                seconds; 60 by default; `None` waits indefinitely.
+                seconds; `None` waits indefinitely.
             reconnect: When to open the connection again after a failure; `None` means never.
             watch: An async function that is called with each client. When it returns or raises, the
                 connection is lost.

@@ -35,6 +35,13 @@ class SseConnectionManager(HttpConnectionManager):
     The connection is lost if the event stream ends or breaks off. It is also lost if a message cannot
     be sent or the server refuses it, because the SDK sends no more messages after that.
 
+    Example:
+        ```python
+        transport = SseConnectionManager("http://localhost:8000/sse", sse_read_timeout=60)
+        async with SessionConnectionManager(transport) as session:
+            print(await session.list_tools())
+        ```
+
     Source:
         <https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-with-sse>
     """

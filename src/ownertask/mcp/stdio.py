@@ -8,7 +8,6 @@ import io
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Final
 
 from mcp import StdioServerParameters
 from typing_extensions import override
@@ -25,8 +24,6 @@ from ._stderr import ErrorLog, ErrorLogWriter, descriptor_of
 from .streams import TransportStreams, watched
 
 __all__ = ["StdioConnectionManager"]
-
-MAX_MESSAGE_BYTES: Final = 128 * 2**20
 
 
 class StdioConnectionManager(ConnectionManager[TransportStreams]):
@@ -52,6 +49,14 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
     On Windows, the SDK's transport runs the server. There, the only sign of a loss is the end of the
     server's stdout, and the arguments from `flush_timeout` to `max_message_bytes` have no effect.
 
+    Example:
+        ```python
+        server = StdioServerParameters(command="python", args=["server.py"])
+        transport = StdioConnectionManager(server, exit_timeout=10)
+        async with SessionConnectionManager(transport) as session:
+            print(transport.pid, await session.list_tools())
+        ```
+
     Source:
         <https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown>
     """
@@ -66,7 +71,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
         terminate_timeout: float | None = 2.0,
         kill_timeout: float | None = 2.0,
         keep_children: bool = False,
-        max_message_bytes: int | None = MAX_MESSAGE_BYTES,
+        max_message_bytes: int | None = 128 * 2**20,
         name: str | None = None,
     ) -> None:
         """Creates a manager without starting a process.
@@ -96,8 +101,7 @@ class StdioConnectionManager(ConnectionManager[TransportStreams]):
             keep_children: Whether processes that the server started may outlive a server that exits
                 before it is sent a signal.
             max_message_bytes: Maximum length of a line that the server writes to its stdout, in bytes;
-                128 MiB by default; `None` means no limit. If the server sends a longer line, the
-                connection is lost.
+                `None` means no limit. If the server sends a longer line, the connection is lost.
             name: See `ConnectionManager`. The default contains the base name of the command, but no
                 argument and no environment variable.
 

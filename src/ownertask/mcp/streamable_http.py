@@ -5,7 +5,7 @@ Runs the SDK's `streamable_http_client` in an owner task.
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from anyio import create_task_group
 from mcp.client.streamable_http import streamable_http_client
@@ -29,20 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamableHttpConnectionManager", "StreamableHttpOptions"]
 
-TIMEOUT: Final = 30.0
-"""Seconds. Both timeouts are the SDK's defaults."""
-
-READ_TIMEOUT: Final = 300.0
-
 
 class StreamableHttpOptions(TypedDict, total=False):
-    """The options of the SDK's `streamable_http_client` that only mcp 2.x has.
-
-    Attributes:
-        max_sse_event_size: Maximum size of a server-sent event, in bytes; `None` disables the limit.
-    """
+    """The options of the SDK's `streamable_http_client` that only mcp 2.x has."""
 
     max_sse_event_size: int | None
+    """Maximum size of a server-sent event, in bytes; 1 MiB by default; `None` disables the limit.
+    [SDK documentation][sdk]
+
+    [sdk]: https://py.sdk.modelcontextprotocol.io/api/mcp/client/streamable_http/#mcp.client.streamable_http.streamable_http_client
+    """
 
 
 class StreamableHttpConnectionManager(HttpConnectionManager):
@@ -60,6 +56,15 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
 
     Closing the connection ends the session on the server, even after a loss.
 
+    Example:
+        ```python
+        transport = StreamableHttpConnectionManager(
+            "http://localhost:8000/mcp", headers={"Authorization": "Bearer token"}
+        )
+        async with SessionConnectionManager(transport) as session:
+            print(await session.list_tools())
+        ```
+
     Source:
         <https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#streamable-http>
     """
@@ -68,8 +73,8 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
         self,
         url: str,
         headers: Mapping[str, str] | None = None,
-        timeout: float | None = TIMEOUT,
-        read_timeout: float | None = READ_TIMEOUT,
+        timeout: float | None = 30.0,
+        read_timeout: float | None = 300.0,
         auth: "Auth | None" = None,
         httpx_client_factory: "McpHttpClientFactory | None" = None,
         *,
@@ -84,9 +89,9 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
             url: The server's endpoint.
             headers: Sent with every request.
             timeout: Maximum time for each of connecting, sending, and waiting for a free connection,
-                in seconds; 30 by default; `None` waits indefinitely.
+                in seconds; `None` waits indefinitely. The default is the SDK's.
             read_timeout: Maximum time without receiving data, in seconds, after which a call fails;
-                300 by default; `None` waits indefinitely.
+                `None` waits indefinitely. The default is the SDK's.
             auth: Authenticates every request: an `httpx2.Auth`, or an `httpx.Auth` with mcp 1.x.
             httpx_client_factory: Creates the HTTP client of each run from `headers`, `timeout` and
                 `auth`. The client is closed when the run ends. `None` uses the SDK's factory.
@@ -111,7 +116,7 @@ class StreamableHttpConnectionManager(HttpConnectionManager):
         if http_client is not None:
             check_http_type("http_client", http_client, _sdk.http.AsyncClient)
             given = (headers, timeout, read_timeout, auth, httpx_client_factory)
-            if given != (None, TIMEOUT, READ_TIMEOUT, None, None):
+            if given != (None, 30.0, 300.0, None, None):
                 raise ValueError(
                     "http_client cannot be combined with headers, timeout, read_timeout, auth or "
                     "httpx_client_factory; configure the client itself"

@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WebSocketConnectionManager", "WebSocketHeaders"]
 
-CLOSE_TIMEOUT: Final = 2.0
-"""Seconds. Short, because a frozen peer should not delay `stop()` for the sake of a handshake."""
-
-MAX_MESSAGE_BYTES: Final = 16 * 2**20
-"""Tool results can be large: an image, the text of a file."""
-
 WebSocketHeaders = TypeAliasType(
     "WebSocketHeaders",
     "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]",
@@ -59,6 +53,13 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
     `ConnectionLostError` has no cause. If the WebSocket ends in any other way, the cause is a
     `ConnectionClosed` of the `websockets` library, with the code and the reason. Redirects are not
     followed.
+
+    Example:
+        ```python
+        transport = WebSocketConnectionManager("ws://localhost:8000/mcp", ping_interval=5)
+        async with SessionConnectionManager(transport) as session:
+            print(await session.list_tools())
+        ```
     """
 
     def __init__(  # noqa: PLR0913 - the options of a WebSocket client
@@ -69,10 +70,10 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
         ssl_context: ssl.SSLContext | None = None,
         proxy: str | Literal[True] | None = True,
         open_timeout: float | None = 10.0,
-        close_timeout: float | None = CLOSE_TIMEOUT,
+        close_timeout: float | None = 2.0,  # short, because a frozen peer should not delay `stop()`
         ping_interval: float | None = 20.0,
         ping_timeout: float | None = 20.0,
-        max_message_bytes: int | None = MAX_MESSAGE_BYTES,
+        max_message_bytes: int | None = 16 * 2**20,  # a result can contain an image
         compression: Literal["deflate"] | None = None,
         subprotocols: Sequence[str] = ("mcp",),
         name: str | None = None,
@@ -91,12 +92,12 @@ class WebSocketConnectionManager(ConnectionManager[TransportStreams]):
             open_timeout: Maximum time for connecting, TLS and the upgrade together, in seconds, after
                 which `start()` raises `TimeoutError`; `None` waits indefinitely.
             close_timeout: Maximum time for finishing a write and for the closing handshake together,
-                in seconds; 2 by default; `None` waits indefinitely.
+                in seconds; `None` waits indefinitely.
             ping_interval: Time between pings, in seconds; `None` disables pings.
             ping_timeout: Maximum time for the response to a ping, in seconds, after which the
                 connection is lost; `None` waits indefinitely.
-            max_message_bytes: Maximum size of a message from the server; 16 MiB by default; `None`
-                disables the limit. A larger message ends the connection with code 1009.
+            max_message_bytes: Maximum size of a message from the server, in bytes; `None` disables the
+                limit. A larger message ends the connection with code 1009.
             compression: `"deflate"` offers compression to the server, which makes large messages much
                 slower. `None` disables it.
             subprotocols: The subprotocols to offer. The server may choose one of them or none.

@@ -27,7 +27,7 @@ async def check_connection_manager(
     lose: Callable[[T], Awaitable[object]] | None = None,
     timeout: float = 10.0,
 ) -> None:
-    """Checks that a transport's managers keep the rules.
+    r"""Checks that a transport's managers keep the rules.
 
     This is for tests of transports. The check starts, uses, interrupts and stops managers, and reports
     losses. After each rule, it checks that no task, thread, descriptor or process is left. The page
@@ -40,6 +40,14 @@ async def check_connection_manager(
     close anything at the same time. Resources that disappear within two seconds, and idle worker threads
     of asyncio, anyio and trio, do not count. Processes are compared on Linux only, descriptors on Linux
     and on systems with `/dev/fd`.
+
+    Example:
+        ```python
+        async def use(stream: SocketStream) -> None:
+            await stream.send(b"HEAD / HTTP/1.0\r\n\r\n")
+
+        await check_connection_manager(TcpManager, use=use)
+        ```
 
     Args:
         make_manager: Returns a new manager each time. It is also called in a thread without an event
@@ -80,14 +88,14 @@ def connection_manager_tests(
 ) -> Callable[..., None]:
     """Returns a pytest test function with one test for each rule and backend.
 
-    Assign it to a name that pytest collects:
+    Assign it to a name that pytest collects. Each test checks one rule in a new event loop, as
+    `check_connection_manager()` does. The function is synchronous, so pytest needs no plugin for async
+    tests. In a class, wrap it in `staticmethod()`.
 
-    ```python
-    test_redis = connection_manager_tests(make_manager, use=ping)
-    ```
-
-    Each test checks one rule in a new event loop, as `check_connection_manager()` does. The function is
-    synchronous, so pytest needs no plugin for async tests. In a class, wrap it in `staticmethod()`.
+    Example:
+        ```python
+        test_tcp = connection_manager_tests(TcpManager, backends=["asyncio"])
+        ```
 
     Args:
         make_manager: Returns a new manager each time, as in `check_connection_manager()`.
@@ -97,6 +105,7 @@ def connection_manager_tests(
         backends: `"asyncio"`, `"trio"` or both. The default is all that are installed.
 
     Raises:
+        ImportError: pytest is not installed.
         TypeError: An argument has the wrong type.
         ValueError: `timeout` is not positive or not finite, or a backend is unknown.
     """

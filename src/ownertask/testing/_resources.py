@@ -9,14 +9,7 @@ __all__ = ["Resources"]
 class Resources:
     """Finds the tasks, threads, descriptors and processes that did not exist when it was created.
 
-    Use it to check that opening and closing a connection leaves nothing behind:
-
-    ```python
-    before = Resources()
-    async with manager:
-        before.look()
-    assert await before.left() == []
-    ```
+    Use it to check that opening and closing a connection leaves nothing behind.
 
     Tasks are compared in the running event loop. The other resources are compared in the whole process,
     so nothing else in the process should open or close anything at the same time. Idle worker threads of
@@ -26,6 +19,14 @@ class Resources:
     Some libraries open resources when they are first used, and keep them. uvloop opens descriptors when
     the network is first used, and each time that the event loop begins to run. If `left()` reports such
     resources, use the library once before you create this object.
+
+    Example:
+        ```python
+        before = Resources()
+        async with manager:
+            before.look()
+        assert await before.left() == []
+        ```
     """
 
     def __init__(self) -> None:

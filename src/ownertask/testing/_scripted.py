@@ -53,11 +53,11 @@ class ScriptedRun:
         refuses_to_close: Whether `closes_after` ignores cancellation, so that a forced stop must wait.
     """
 
-    opens_after: Wait = 0.0
+    opens_after: float | Callable[[], Awaitable[object]] = 0.0
     fails_with: BaseException | None = None
-    lost_after: Wait | None = None
+    lost_after: float | Callable[[], Awaitable[object]] | None = None
     lost_with: BaseException | None = None
-    closes_after: Wait = 0.0
+    closes_after: float | Callable[[], Awaitable[object]] = 0.0
     refuses_to_close: bool = False
 
     def __post_init__(self) -> None:
@@ -100,6 +100,18 @@ class ScriptedConnectionManager(ConnectionManager[T_co]):
     earlier run also ends the current run. To tell runs apart, use `openings`.
 
     A copy has the same connection and the same script, and begins with the first run of the script.
+
+    Example:
+        ```python
+        manager = ScriptedConnectionManager(
+            create_autospec(ClientSession, instance=True),
+            ScriptedRun(fails_with=OSError("connection refused")),  # the first attempt fails,
+            ScriptedRun(lost_after=0.1),  # the next connection is soon lost,
+            ScriptedRun(),  # and the last one stays open
+            reconnect=ReconnectPolicy(initial_delay=0),
+        )
+        session = await manager.start()
+        ```
     """
 
     def __init__(
