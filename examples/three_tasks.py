@@ -1,16 +1,14 @@
-"""One session that is started, used and stopped in different tasks. The README quotes this file."""
+"""One session that is started, used and stopped in different tasks."""
 
 import asyncio
 import sys
+from pathlib import Path
 
 from mcp import StdioServerParameters
 
 from ownertask.mcp import SessionConnectionManager
 
-server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
-
-
-# --8<-- [start:readme]
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 manager = SessionConnectionManager(server)
 
 
@@ -25,6 +23,4 @@ async def main() -> None:
     await asyncio.create_task(manager.stop())  # closed in yet another
 
 
-# --8<-- [end:readme]
-if __name__ == "__main__":
-    asyncio.run(main())
+asyncio.run(main())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 from mcp import Client, StdioServerParameters
+from report import Report, parser
 
 from ownertask import ConnectionManager
 from ownertask.mcp import ClientConnectionManager
@@ -82,11 +83,11 @@ async def messages(wrap, count):
     return (time.perf_counter() - before) / count
 
 
-async def ratio(measure, ours, bare, count, rounds):
+async def ratios(measure, ours, bare, count, rounds):
     await measure(ours, count), await measure(bare, count)
     pairs = [(await measure(ours, count), await measure(bare, count)) for _ in range(rounds)]
     micros = [statistics.median(values) * 1e6 for values in zip(*pairs, strict=True)]
-    return statistics.median(a / b for a, b in pairs), micros
+    return [a / b for a, b in pairs], micros
 
 
 def import_time(module):
@@ -95,27 +96,34 @@ def import_time(module):
     return time.perf_counter() - before
 
 
-async def main():
+async def main(report):
     manager = ConnectionManager.from_factory(trivial)
-    value, (ours, bare) = await ratio(cycles, manager, HandWritten(), 200, 100)
+    values, (ours, bare) = await ratios(cycles, manager, HandWritten(), 200, 100)
+    value, *_ = report.add("start and stop", "a hand-written task", values)
     print(f"start and stop     {value:5.2f} times a hand-written task   ({ours:.0f} and {bare:.0f} us)")
 
     def ours(streams):
         return watched(streams, lambda: None)
 
-    value, (ours, bare) = await ratio(messages, ours, lambda streams: streams, 1000, 60)
+    values, (ours, bare) = await ratios(messages, ours, lambda streams: streams, 1000, 60)
+    value, *_ = report.add("a message", "the bare stream", values)
     print(f"a message          {value:5.2f} times the bare stream       ({ours:.1f} and {bare:.1f} us)")
 
     server = Path(__file__).parents[2] / "examples" / "server.py"
     parameters = StdioServerParameters(command=sys.executable, args=[str(server)])
     async with Client(parameters) as bare_client, ClientConnectionManager(parameters) as client:
-        value, (ours, bare) = await ratio(calls, client, bare_client, 100, 40)
+        values, (ours, bare) = await ratios(calls, client, bare_client, 100, 40)
+    value, *_ = report.add("a call", "a bare Client", values)
     print(f"a call             {value:5.2f} times a bare Client         ({ours:.0f} and {bare:.0f} us)")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    options = parser(__doc__).parse_args()
+    report = Report("core")
+    asyncio.run(main(report))
     for name in ("anyio", "ownertask"):
         import_time(name)
     pairs = [(import_time("ownertask"), import_time("anyio")) for _ in range(21)]
-    print(f"import ownertask     {statistics.median(a / b for a, b in pairs):5.2f} times import anyio")
+    value, *_ = report.add("import ownertask", "import anyio", [a / b for a, b in pairs])
+    print(f"import ownertask   {value:5.2f} times import anyio")
+    report.save(options.json)

@@ -1,13 +1,13 @@
 """Benchmarks of groups and pools, as ratios from one run. Not a test: run `nox -s benchmark`."""
 
 import gc
-import sys
 import time
 import tracemalloc
 from contextlib import asynccontextmanager
 from statistics import median
 
 import anyio
+from report import Report, parser
 
 from ownertask import ConnectionGroup, ConnectionManager, ConnectionPool
 
@@ -69,7 +69,7 @@ async def blocks(block, *arguments, count=20_000):
 
 
 async def warm_key(*, is_used):
-    """Returns how much longer a block of a pool takes than a dictionary look-up, and both times."""
+    """Compares a block of a pool with a dictionary look-up. Returns the ratios and both times."""
     entries = {"key": [object(), 1]}
     async with ConnectionPool(trivial_manager) as pool:
         async with pool.acquire("key"):
@@ -83,7 +83,7 @@ async def ratio_of_blocks(pool, entries):
         (await blocks(pool.acquire, "key"), await blocks(Counter, entries, "key")) for _ in range(9)
     ]
     ours, bare = (median(values) for values in zip(*pairs, strict=True))
-    return median(a / b for a, b in pairs), ours, bare
+    return [a / b for a, b in pairs], ours, bare
 
 
 class CountedManager(ConnectionManager[int]):
@@ -119,25 +119,34 @@ async def many_keys():
     return ours, (time.perf_counter() - before) / (KEYS // 10)
 
 
-async def main():
+async def main(report, backend):
     few = [await open_and_close(1000) for _ in range(5)]
     many = [await open_and_close(10_000) for _ in range(3)]
     for index, what in enumerate(("open", "close", "memory")):
         a, b = median(each[index] for each in many), median(each[index] for each in few)
+        ratios = [each[index] / b for each in many]
+        report.add(f"group, {what}", "1,000 members", ratios, backend)
         unit = (
             f"{a:.0f} and {b:.0f} bytes" if what == "memory" else f"{a * 1e6:.0f} and {b * 1e6:.0f} us"
         )
         print(f"group, {what:6}      {a / b:5.2f} times as much per member, 10,000 to 1,000 ({unit})")
     for is_used in (True, False):
-        value, ours, bare = await warm_key(is_used=is_used)
+        ratios, ours, bare = await warm_key(is_used=is_used)
         kind = "used" if is_used else "idle"
+        value, *_ = report.add(f"pool, {kind} key", "a dictionary look-up", ratios, backend)
         times = f"{ours * 1e9:.0f} and {bare * 1e9:.0f} ns"
         print(f"pool, {kind} key     {value:5.2f} times a dictionary look-up with a counter ({times})")
     ours, bare = await many_keys()
+    report.add(f"pool, {KEYS} keys", "a manager for each key", [ours / bare], backend)
     times = f"{ours * 1e6:.0f} and {bare * 1e6:.0f} us"
     print(f"pool, {KEYS} keys  {ours / bare:5.2f} times a manager for each key ({times})")
     print(f"                   at most {CountedManager.most} connections, max_open: {MAX_OPEN}")
 
 
 if __name__ == "__main__":
-    anyio.run(main, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")
+    options = parser(__doc__)
+    options.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio")
+    options = options.parse_args()
+    report = Report("many")
+    anyio.run(main, report, options.backend, backend=options.backend)
+    report.save(options.json)

@@ -9,7 +9,6 @@ line shows the median of the ratios and, in parentheses, the range of the middle
 goes, instead of the ratios.
 """
 
-import argparse
 import cProfile
 import os
 import pstats
@@ -23,6 +22,7 @@ from importlib.metadata import version
 import anyio
 from mcp import ClientSession, StdioServerParameters, stdio_client
 from mcp.types import CallToolRequest, CallToolRequestParams, CallToolResult
+from report import Report, parser
 
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
@@ -156,7 +156,7 @@ async def bare_cycle(count):
     return (time.perf_counter() - before) / count
 
 
-async def compare(label, above, below, count, pairs, to="the bare SDK"):
+async def compare(report, label, above, below, count, pairs, to="the bare SDK"):
     """Prints the ratio of the times that two functions return."""
     await above(count), await below(count)
     times = []
@@ -166,17 +166,15 @@ async def compare(label, above, below, count, pairs, to="the bare SDK"):
         else:
             a, b = await above(count), await below(count)
         times.append((a, b))
-    ratios = sorted(a / b for a, b in times)
-    low, high = ratios[pairs // 4], ratios[-1 - pairs // 4]
+    median, low, high = report(label, to, [a / b for a, b in times])
     a, b = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
     print(
-        f"{label:<23} {statistics.median(ratios):5.2f} times {to:<14}"
-        f" ({low:.2f} to {high:.2f}; {a:.2f} and {b:.2f} ms)",
+        f"{label:<23} {median:5.2f} times {to:<14} ({low:.2f} to {high:.2f}; {a:.2f} and {b:.2f} ms)",
         flush=True,
     )
 
 
-async def ratios(pairs):
+async def ratios(report, pairs):
     for label, (*sizes, count) in CALLS.items():
 
         async def managed(count, sizes=sizes):
@@ -185,14 +183,14 @@ async def ratios(pairs):
         async def bare(count, sizes=sizes):
             return await calls(bare_session, *sizes, count)
 
-        await compare(f"a call, {label}", managed, bare, count, pairs)
-    await compare("start and stop", managed_cycle, bare_cycle, 5, pairs)
+        await compare(report, f"a call, {label}", managed, bare, count, pairs)
+    await compare(report, "start and stop", managed_cycle, bare_cycle, 5, pairs)
     for label, with_stop in (("start", False), ("both", True)):
         ten = partial(managed_cycles, TEN, with_stop=with_stop)
         one = partial(managed_cycles, 1, with_stop=with_stop)
         bare_ten = partial(bare_cycles, TEN, with_stop=with_stop)
-        await compare(f"ten at once, {label}", ten, one, 2, pairs, to="one")
-        await compare(f"ten at once, {label}", ten, bare_ten, 2, pairs, to="ten, bare SDK")
+        await compare(report, f"ten at once, {label}", ten, one, 2, pairs, to="one")
+        await compare(report, f"ten at once, {label}", ten, bare_ten, 2, pairs, to="ten, bare SDK")
 
 
 async def profile():
@@ -205,16 +203,20 @@ async def profile():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Benchmarks the stdio transport.")
-    parser.add_argument("--pairs", type=int, default=20, help="measurements of each side (default: 20)")
-    parser.add_argument("--backend", choices=("asyncio", "trio"), help="(default: both)")
-    parser.add_argument("--profile", action="store_true", help="profile the calls instead")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--pairs", type=int, default=20, help="measurements of each side (default: 20)"
+    )
+    arguments.add_argument("--backend", choices=("asyncio", "trio"), help="(default: both)")
+    arguments.add_argument("--profile", action="store_true", help="profile the calls instead")
+    options = arguments.parse_args()
     if options.pairs < 1:
-        parser.error("--pairs must be at least 1")
+        arguments.error("--pairs must be at least 1")
+    report = Report("stdio")
     for backend in (options.backend,) if options.backend else ("asyncio", "trio"):
         print(f"mcp {version('mcp')}, {backend}, {os.cpu_count()} cores", flush=True)
         if options.profile:
             anyio.run(profile, backend=backend)
         else:
-            anyio.run(ratios, options.pairs, backend=backend)
+            anyio.run(ratios, partial(report.add, backend=backend), options.pairs, backend=backend)
+    report.save(options.json)

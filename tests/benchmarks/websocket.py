@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mcp import StdioServerParameters
 from mcp.client.sse import sse_client
+from report import Report, parser
 from websockets.asyncio.client import connect
 
 from ownertask import ConnectionManager
@@ -69,7 +70,7 @@ def free_port():
 
 
 async def per_round(measures, count, rounds):
-    """Returns the median time of each measure, and the median of its ratios to the first measure."""
+    """Returns the median time of each measure, and its ratios to the first measure."""
     for measure in measures:
         await measure(count)
     times = []
@@ -83,13 +84,13 @@ async def per_round(measures, count, rounds):
     return [
         (
             statistics.median(column),
-            statistics.median(a / b for a, b in zip(column, columns[0], strict=True)),
+            [a / b for a, b in zip(column, columns[0], strict=True)],
         )
         for column in columns
     ]
 
 
-async def transports(rounds):
+async def transports(report, rounds):
     """Compares our streams with the bare library, with and without the JSON work of a transport."""
     with process(SERVERS / "websocket_echo.py") as port:
         url = f"ws://127.0.0.1:{port}/"
@@ -121,14 +122,15 @@ async def transports(rounds):
                         await read_stream.receive()
 
                 results = await per_round([with_json, as_it_is, ours], count, rounds)
+                value, *_ = report.add(f"echo, {label}", "the bare library with JSON", results[2][1])
                 micros = ", ".join(f"{seconds * 1e6:.0f}" for seconds, _ in results)
                 print(
-                    f"echo, {label:<6} {results[2][1]:5.2f} times the bare library with JSON, "
+                    f"echo, {label:<6} {value:5.2f} times the bare library with JSON, "
                     f"{results[2][0] / results[1][0]:5.2f} times without   (us: {micros})"
                 )
 
 
-async def sessions(rounds):
+async def sessions(report, rounds):
     """Compares calls through a session over each transport."""
     stdio = StdioServerParameters(command=sys.executable, args=[__file__, "serve", "stdio", "0"])
     async with AsyncExitStack() as stack:
@@ -152,7 +154,8 @@ async def sessions(rounds):
         for label, size, count in (("small", 50, 100), ("400 kB", 400_000, 5)):
             measures = [caller(session, size) for session in opened.values()]
             results = await per_round(measures, count, rounds)
-            for kind, (seconds, ratio) in zip(opened, results, strict=True):
+            for kind, (seconds, ratios) in zip(opened, results, strict=True):
+                ratio, *_ = report.add(f"call, {label}, {kind}", "a WebSocket", ratios)
                 print(
                     f"call, {label:<6} {kind:<16} {ratio:5.2f} times a WebSocket's time"
                     f"   ({1 / seconds:.0f} calls/s, {size / seconds / 1e6:.1f} MB/s)"
@@ -167,13 +170,16 @@ def caller(session, size):
     return measure
 
 
-async def main():
-    await transports(20)
-    await sessions(10)
+async def main(report):
+    await transports(report, 20)
+    await sessions(report, 10)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2], int(sys.argv[3]))
     else:
-        asyncio.run(main())
+        options = parser(__doc__).parse_args()
+        report = Report("websocket")
+        asyncio.run(main(report))
+        report.save(options.json)

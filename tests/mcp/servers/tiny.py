@@ -1,4 +1,7 @@
-"""A server that implements just enough of the protocol, and starts much faster than the SDK's."""
+"""A server that implements just enough of the protocol, and starts much faster than the SDK's.
+
+Usage: python tiny.py [NAME...]; it lists these tools.
+"""
 
 import json
 import os
@@ -25,7 +28,7 @@ def answer(method, params):
     if tool == "process_id":
         return {"content": [{"type": "text", "text": str(os.getpid())}]}
     if method == "tools/list":
-        return {"tools": []}
+        return {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in sys.argv[1:]]}
     return None
 
 
