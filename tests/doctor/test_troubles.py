@@ -1,6 +1,6 @@
-"""Tests that each failure is recognized, and that `docs/how-to/troubleshooting.md` lists them all.
+"""Tests that each failure is recognized, and that `docs/how-to/check-errors.md` lists them all.
 
-Each failure is caused by a real server. `troubleshooting_page.py` updates the page.
+Each failure is caused by a real server. `check_errors_page.py` updates the page.
 """
 
 import json
@@ -20,7 +20,7 @@ import anyio
 import http_failures
 import pytest
 import websocket_peers
-from doctor.troubleshooting_page import PAGE, updated
+from doctor.check_errors_page import PAGE, heading, updated
 from http_server import http_server, result_of_initialize, tcp_server
 
 from ownertask.__main__ import main
@@ -796,6 +796,7 @@ def test_headings_and_causes_differ():
     everything = (*TROUBLES, *REMARKS)
     assert len({trouble.name for trouble in everything}) == len(everything)
     assert len({trouble.cause for trouble in everything}) == len(everything)
+    assert len({heading(trouble) for trouble in everything}) == len(everything)
 
 
 def test_each_kind_has_one_to_four_steps():

@@ -1,6 +1,6 @@
 """The kinds of failure that `ownertask check` recognizes, each with its cause and what to try.
 
-The page *Troubleshooting* of the documentation is generated from this table.
+The page *Errors of `ownertask check`* of the documentation is generated from this table.
 """
 
 import re
@@ -32,8 +32,9 @@ class Trouble(NamedTuple):
     """Describes one kind of failure.
 
     Attributes:
-        name: The symptom, as a heading.
-        shown: The error text that users see and search for. `…` stands for text that varies.
+        name: The symptom.
+        shown: The error text that users see and search for, as a heading. `…` stands for text that
+            varies.
         transports: The transports on which it can occur.
         cause: One sentence.
         steps: What to try, in this order.

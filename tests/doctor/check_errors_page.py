@@ -1,4 +1,4 @@
-"""Generates the table on the page *Troubleshooting* from the table of the command line.
+"""Generates the page *Errors of `ownertask check`* from the table of the command line.
 
 Run as a program, it updates the page.
 """
@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 from textwrap import wrap
 
-from ownertask._doctor.troubles import REMARKS, SECTIONS
+from ownertask._doctor.troubles import REMARKS, SECTIONS, TROUBLES
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "troubleshooting.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "check-errors.md"
 TITLES = {"stdio": "stdio", "http": "streamable HTTP", "sse": "SSE", "ws": "WebSocket"}
 START = re.compile(r"(?s)^## .*", re.MULTILINE)
 
 WIDTH = 118
+SHOWN = [trouble.shown for trouble in (*TROUBLES, *REMARKS)]
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -23,20 +24,31 @@ def page():
     for section, troubles in {**SECTIONS, "After closing": REMARKS}.items():
         lines += [f"## {section}", ""]
         for trouble in troubles:
-            lines += _described(trouble)
+            lines += _described(trouble, section)
     return "\n".join(lines)
 
 
-def _described(trouble):
+def _described(trouble, section):
     where = ", ".join(TITLES[transport] for transport in trouble.transports)
-    lines = [f"### {trouble.name}", ""]
-    if trouble.shown:
-        fence = "``" if "`" in trouble.shown else "`"
-        lines += [f"{fence}{trouble.shown}{fence} ({where})", ""]
-    lines += [*_wrapped(trouble.cause), ""]
+    is_obvious = len(trouble.transports) == len(TITLES) or where in section
+    start = "" if is_obvious else f"*{where}:* "
+    if trouble.shown not in {"", trouble.name} and SHOWN.count(trouble.shown) == 1:
+        start += f"{trouble.name}. "  # otherwise, it is in the heading
+    lines = [f"### {heading(trouble)}", "", *_wrapped(start + trouble.cause), ""]
     for step in trouble.steps:
         lines += _wrapped(step, "* ")
     return [*lines, ""]
+
+
+def heading(trouble):
+    """Returns the heading: the text of the error, and the symptom if another kind has the same text."""
+    if not trouble.shown:
+        return trouble.name
+    fence = "``" if "`" in trouble.shown else "`"
+    shown = f"{fence}{trouble.shown}{fence}"
+    if SHOWN.count(trouble.shown) == 1:
+        return shown
+    return f"{shown}: {trouble.name[0].lower()}{trouble.name[1:]}"
 
 
 def _wrapped(text, mark=""):
