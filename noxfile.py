@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import tarfile
 import tempfile
-from hashlib import sha256
 from pathlib import Path
 
 import nox
@@ -25,14 +23,15 @@ for folder in sorted(PYENV.glob("versions/3.*/bin")):
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
-MERMAID = "mermaid@11.17.2"
-MERMAID_SHA256 = "581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8"
 EXTRAS = list(nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"])
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
 # The sessions that measure coverage, and the tests that each one measures. These run every branch. The
 # core does not depend on the SDK, so one session measures its tests, which take much longer then.
 MEASURED = {"lowest": "tests/mcp", "tests-3.13(sdk='2')": "tests"}
 PYTEST = ("pytest", "-q", "-n", "4")
+# Almost each of these tests starts a program. The README's command runs all of them with mcp 2.x.
+EXAMPLES = ("--ignore=tests/test_docstring_examples.py", "--ignore=tests/test_examples.py")
+PROGRAMS = (*EXAMPLES, "--ignore=tests/test_troubleshooting.py")
 # The requirements of each example in `examples/frameworks`: a framework and an SDK version that it works
 # with. The lower bounds are the versions that were tested.
 FRAMEWORKS = {
@@ -61,6 +60,8 @@ LIBRARIES = [
     "redis>=8.1,<9",
     "types-grpcio>=1.0.0.20260101,<2",
 ]
+# Programs that start an example, in the versions that were tested.
+LAUNCHERS = ["celery[sqlalchemy]>=5.7,<6", "streamlit>=1.67,<2"]
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
@@ -85,16 +86,16 @@ def run_tests(session: nox.Session, *options: str) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("sdk", list(SDKS))
 def tests(session: nox.Session, sdk: str) -> None:
-    """Runs the tests. The README's command also runs the examples with mcp 2.x."""
+    """Runs the tests, but with mcp 2.x not those that start programs."""
     session.install(".[test]", SDKS[sdk])
-    run_tests(session, *(["--ignore=tests/test_examples.py"] if sdk == "2" else []))
+    run_tests(session, *(PROGRAMS if sdk == "2" else ()))
 
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """Runs the tests, except the searches, with the lowest version of each declared dependency."""
+    """Runs the tests, except searches and examples, with the lowest version of each dependency."""
     session.install("--resolution", "lowest-direct", ".[test]")
-    run_tests(session, "--ignore=tests/test_examples.py", "--ignore=tests/proof")
+    run_tests(session, *EXAMPLES, "--ignore=tests/proof")
 
 
 @nox.session
@@ -112,10 +113,11 @@ def coverage(session: nox.Session) -> None:
 def libraries(session: nox.Session) -> None:
     """Runs the examples for other libraries with real servers, and checks their types.
 
-    If a server is not installed, its tests are skipped.
+    If a server is not installed, its tests are skipped. Also runs the examples for Celery and Streamlit.
     """
-    session.install(".[test]", SDKS["2"], *LIBRARIES, "mypy>=2", "pyright>=1.1.400")
+    session.install(".[test]", SDKS["2"], *LIBRARIES, *LAUNCHERS, "mypy>=2", "pyright>=1.1.400")
     session.run(*PYTEST, "tests/libraries", *session.posargs)
+    session.run("pytest", "-q", "tests/test_examples.py", "-k", "celery or streamlit")
     session.run("mypy", *sorted(map(str, Path("examples/libraries").glob("*.py"))))
     session.run("pyright", "--project", "examples/libraries")
 
@@ -146,31 +148,22 @@ def types(session: nox.Session, sdk: str) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Builds the site in `site/`. `nox -s docs -- serve` serves it instead."""
-    session.install(".[docs]", SDKS["2"])
-    add_mermaid(session)
+    """Builds the site in `site/` and tests it. `nox -s docs -- serve` serves it instead.
+
+    Also builds the site with Zensical, the announced successor of mkdocs-material, in another folder.
+    """
+    session.install(".[docs,test]", SDKS["2"])
     mkdocs = ("mkdocs", *(session.posargs or ["build", "--strict", "--quiet"]))
+    if not session.posargs:
+        session.run("zensical", "build", "--strict")
+        next_site = Path(session.create_tmp(), "zensical")
+        shutil.rmtree(next_site, ignore_errors=True)
+        shutil.move("site", next_site)
     session.run(*mkdocs, env={"NO_MKDOCS_2_WARNING": "1"})
-
-
-def add_mermaid(session: nox.Session) -> None:
-    """Adds Mermaid, which draws the diagrams, so that the site loads nothing from other hosts."""
-    script = Path("docs/javascripts/mermaid.min.js")
-    if script.exists() and sha256(script.read_bytes()).hexdigest() == MERMAID_SHA256:
-        return
-    if shutil.which("npm") is None:
-        session.error("building the site requires npm, to download Mermaid")
-    folder = Path(session.create_tmp())
-    session.run("npm", "pack", "--silent", f"--pack-destination={folder}", MERMAID, external=True)
-    (package,) = folder.glob("mermaid-*.tgz")
-    with tarfile.open(package) as files:
-        source = files.extractfile("package/dist/mermaid.min.js")
-        assert source is not None
-        script.parent.mkdir(exist_ok=True)
-        content = source.read()
-        if sha256(content).hexdigest() != MERMAID_SHA256:
-            session.error(f"the content of {MERMAID} has changed")
-        script.write_bytes(content)
+    if not session.posargs:
+        session.run("python", "tests/site/finish.py", "site")
+        sites = {"OWNERTASK_SITE": str(Path("site").absolute()), "OWNERTASK_NEXT_SITE": str(next_site)}
+        session.run(*PYTEST, "tests/site", env=sites)
 
 
 @nox.session(venv_backend="uv")
@@ -203,7 +196,7 @@ def frameworks(session: nox.Session, framework: str) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Measures ratios, each from one run. This is not a test."""
+    """Measures ratios, each from one run. This is not a test. `-- --json FILE` also writes them."""
     session.install(".[test]", SDKS["2"])
     session.run("python", "tests/benchmarks/core.py", *session.posargs)
     session.run("python", "tests/benchmarks/many.py", *session.posargs)
