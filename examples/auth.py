@@ -1,6 +1,6 @@
 """Sends a token with each request, and gets a new token when the server refuses the old one.
 
-Usage: python examples/auth.py [asyncio|trio]
+Usage: python auth.py [asyncio|trio]
 The example starts a server that requires a token.
 """
 
@@ -10,12 +10,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import anyio
-from http_server import running_server
+from http_server import running_uvicorn
 
 from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
-# --8<-- [start:auth]
-# --8<-- [start:library]
 if TYPE_CHECKING:
     import httpx2 as httpx
 else:
@@ -23,7 +21,6 @@ else:
         import httpx2 as httpx  # the HTTP library of mcp 2.x
     except ImportError:
         import httpx  # the HTTP library of mcp 1.x
-# --8<-- [end:library]
 
 
 class TokenAuth(httpx.Auth):
@@ -59,8 +56,6 @@ async def main(url: str) -> None:
         print((await session.call_tool("add", {"a": 1, "b": 2})).content)
 
 
-# --8<-- [end:auth]
-
 if __name__ == "__main__":
-    with running_server("streamable-http", token="valid") as url:
+    with running_uvicorn(app="token_server:app") as url:
         anyio.run(main, url, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

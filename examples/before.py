@@ -1,18 +1,19 @@
 """The error without ownertask: an `AsyncExitStack` that is closed in another task.
 
-Usage: python examples/before.py
+Usage: python before.py
 """
 
 import asyncio
 import sys
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from mcp import ClientSession, StdioServerParameters, stdio_client
 
-server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
+path = str(Path(__file__).with_name("server.py"))
+server = StdioServerParameters(command=sys.executable, args=[path])
 
 
-# --8<-- [start:stack]
 class Calculator:
     def __init__(self) -> None:
         self.stack = AsyncExitStack()
@@ -26,13 +27,11 @@ class Calculator:
         await self.stack.aclose()
 
 
-# --8<-- [end:stack]
-
-
 async def main() -> None:
     calculator = Calculator()
     await asyncio.create_task(calculator.connect())
-    await asyncio.create_task(calculator.close())
+    print(await calculator.session.call_tool("add", {"a": 1, "b": 2}))
+    await asyncio.create_task(calculator.close())  # RuntimeError
 
 
 if __name__ == "__main__":

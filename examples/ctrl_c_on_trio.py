@@ -1,6 +1,6 @@
 """A trio program that Ctrl-C can end at any time, together with its server.
 
-Usage: python examples/ctrl_c_on_trio.py
+Usage: python ctrl_c_on_trio.py
 """
 
 import sys
@@ -21,7 +21,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    # --8<-- [start:run]
     options = {"restrict_keyboard_interrupt_to_checkpoints": True}
     anyio.run(main, backend="trio", backend_options=options)
-    # --8<-- [end:run]

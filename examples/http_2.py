@@ -1,6 +1,6 @@
 """Runs two sessions over one HTTP/2 connection.
 
-Usage: python examples/http_2.py [asyncio|trio]
+Usage: python http_2.py [asyncio|trio]
 The example starts a server that supports HTTP/2. It requires hypercorn. The client
 requires httpx2[http2] or, on mcp 1.x, httpx[http2].
 """
@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import anyio
-from certificates import create_certificates
-from http_server import running_hypercorn
+from certificates import create_certificate
+from http_server import running
 
 from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
@@ -21,21 +21,18 @@ if TYPE_CHECKING:
     import httpx2 as httpx
 else:
     try:
-        import httpx2 as httpx
+        import httpx2 as httpx  # the HTTP library of mcp 2.x
     except ImportError:
-        import httpx
-
-seen: set[tuple[str, object]] = set()
+        import httpx  # the HTTP library of mcp 1.x
 
 
-async def note_connection(response: httpx.Response) -> None:
-    """Stores the HTTP version and the client's address of the connection."""
-    address = response.extensions["network_stream"].get_extra_info("client_addr")
-    seen.add((response.http_version, address))
-
-
-# --8<-- [start:http_2]
 async def main(url: str, context: ssl.SSLContext) -> None:
+    seen: set[str] = set()
+
+    async def note_connection(response: httpx.Response) -> None:
+        address = response.extensions["network_stream"].get_extra_info("client_addr")
+        seen.add(f"{response.http_version} from {address}")
+
     async with httpx.AsyncClient(
         http2=True,
         verify=context,
@@ -47,15 +44,15 @@ async def main(url: str, context: ssl.SSLContext) -> None:
         async with first as session, second as other_session:
             print((await session.call_tool("add", {"a": 1, "b": 2})).content)
             print((await other_session.call_tool("add", {"a": 2, "b": 2})).content)
+    print(*seen)
 
-
-# --8<-- [end:http_2]
 
 if __name__ == "__main__":
-    with TemporaryDirectory() as name:
-        create_certificates(Path(name))
-        tls_context = ssl.create_default_context(cafile=f"{name}/ca.pem")
-        with running_hypercorn(f"--keyfile={name}/server.pem", f"--certfile={name}/server.pem") as url:
+    with TemporaryDirectory() as folder:
+        pem = Path(folder) / "pem"
+        create_certificate(pem)
+        command = ("hypercorn", "--bind=127.0.0.1:0", "--workers=0", "--graceful-timeout=1")
+        tls = (f"--keyfile={pem}", f"--certfile={pem}")
+        with running(*command, *tls, "server:server.streamable_http_app()") as url:
             backend = sys.argv[1] if len(sys.argv) > 1 else "asyncio"
-            anyio.run(main, url, tls_context, backend=backend)
-    print(f"{len(seen)} connection, {', '.join(version for version, _ in seen)}")
+            anyio.run(main, f"{url}/mcp", ssl.create_default_context(cafile=pem), backend=backend)

@@ -1,19 +1,16 @@
 """Sends a header whose value depends on the call.
 
-Usage: python examples/http_call_headers.py [asyncio|trio]
+Usage: python http_call_headers.py [asyncio|trio]
 The example starts a server whose tool returns the value of the header `X-Tenant`.
 """
 
 import json
 import sys
-from collections.abc import Awaitable, Callable, Generator
-from contextvars import ContextVar
-from importlib.metadata import version
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from http_server import running_uvicorn
-from mcp import ClientSession
 
 from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
@@ -29,7 +26,7 @@ else:
         from mcp.server.fastmcp import Context
         from mcp.server.fastmcp import FastMCP as MCPServer
 
-server = MCPServer("tenants")
+server = MCPServer("tenants", log_level="WARNING")
 
 
 @server.tool()
@@ -40,26 +37,6 @@ def received(context: Context) -> str:
     return str(request.headers.get("X-Tenant"))
 
 
-# --8<-- [start:context]
-tenant: ContextVar[str] = ContextVar("tenant")
-
-
-class HeaderFromContext(httpx.Auth):
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
-        if name := tenant.get(None):
-            request.headers["X-Tenant"] = name
-        yield request
-
-
-async def call_in_context(session: ClientSession, name: str) -> None:
-    tenant.set(name)
-    print(f"{name}: {(await session.call_tool('received', {})).content}")
-
-
-# --8<-- [end:context]
-
-
-# --8<-- [start:meta]
 class HeaderFromMeta(httpx.Auth):
     requires_request_body = True
 
@@ -71,26 +48,13 @@ class HeaderFromMeta(httpx.Auth):
         yield request
 
 
-async def call_with_meta(session: ClientSession, name: str) -> None:
-    meta: Any = {"example.com/tenant": name}
-    result = await session.call_tool("received", {}, meta=meta)
-    print(f"{name}: {result.content}")
-
-
-# --8<-- [end:meta]
-
-
 async def main(url: str) -> None:
-    pairs: list[tuple[httpx.Auth, Callable[[ClientSession, str], Awaitable[None]]]]
-    if version("mcp").startswith("1."):  # requests do not run in the context of the call
-        pairs = [(HeaderFromMeta(), call_with_meta)]
-    else:
-        pairs = [(HeaderFromContext(), call_in_context), (HeaderFromMeta(), call_with_meta)]
-    for auth, call in pairs:
-        transport = StreamableHttpConnectionManager(url, auth=auth)
-        async with SessionConnectionManager(transport) as session:
-            await call(session, "green")
-            await call(session, "red")
+    transport = StreamableHttpConnectionManager(url, auth=HeaderFromMeta())
+    async with SessionConnectionManager(transport) as session:
+        for name in ("green", "red"):
+            meta: Any = {"example.com/tenant": name}
+            result = await session.call_tool("received", {}, meta=meta)
+            print(f"{name}: {result.content}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Connects to a server through an HTTP proxy.
 
-Usage: python examples/http_proxy.py [asyncio|trio]
+Usage: python http_proxy.py [asyncio|trio]
 The example starts a server, and runs a small proxy.
 """
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import httpx2 as httpx
 else:
     try:
-        import httpx2 as httpx
+        import httpx2 as httpx  # the HTTP library of mcp 2.x
     except ImportError:
-        import httpx
+        import httpx  # the HTTP library of mcp 1.x
 
 
 class Proxy:
@@ -70,41 +70,29 @@ class Proxy:
             pass  # the other side closed the connection
 
 
-async def call(transport: StreamableHttpConnectionManager) -> None:
-    async with SessionConnectionManager(transport) as session:
-        await session.call_tool("add", {"a": 1, "b": 2})
-
-
 async def main(url: str) -> None:
     proxy = Proxy()
     async with proxy.running() as proxy_url:
         await call_through(proxy_url, url)
         print(f"proxy=: {proxy.requests > 0}")
-        proxy.requests = 0
-        os.environ.update(HTTP_PROXY=proxy_url, NO_PROXY="")
-        await call(StreamableHttpConnectionManager(url))
-        print(f"HTTP_PROXY: {proxy.requests > 0}")
-        proxy.requests = 0
-        os.environ["NO_PROXY"] = "127.0.0.1"
-        await call(StreamableHttpConnectionManager(url))
-        print(f"NO_PROXY: {proxy.requests > 0}")
+        for variables in ({"HTTP_PROXY": proxy_url}, {"NO_PROXY": "127.0.0.1"}):
+            proxy.requests = 0
+            os.environ.update(variables)
+            async with SessionConnectionManager(url) as session:
+                await session.call_tool("add", {"a": 1, "b": 2})
+            print(f"{next(iter(variables))}: {proxy.requests > 0}")
 
 
-# --8<-- [start:http_proxy]
 async def call_through(proxy_url: str, url: str) -> None:
-    def make_client(
-        headers: dict[str, str] | None = None,
-        timeout: httpx.Timeout | None = None,
-        auth: httpx.Auth | None = None,
-    ) -> httpx.AsyncClient:
-        return httpx.AsyncClient(proxy=proxy_url, headers=headers, timeout=timeout, auth=auth)
-
-    transport = StreamableHttpConnectionManager(url, httpx_client_factory=make_client)
+    transport = StreamableHttpConnectionManager(
+        url,
+        httpx_client_factory=lambda headers=None, timeout=None, auth=None: httpx.AsyncClient(
+            proxy=proxy_url, headers=headers, timeout=timeout, auth=auth
+        ),
+    )
     async with SessionConnectionManager(transport) as session:
         print((await session.call_tool("add", {"a": 1, "b": 2})).content)
 
-
-# --8<-- [end:http_proxy]
 
 if __name__ == "__main__":
     with running_server("streamable-http") as url:

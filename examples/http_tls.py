@@ -1,6 +1,6 @@
 """Trusts a private CA, and sends a client certificate.
 
-Usage: python examples/http_tls.py [asyncio|trio]
+Usage: python http_tls.py [asyncio|trio]
 The example starts a server that requires a client certificate.
 """
 
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import anyio
-from certificates import create_certificates
+from certificates import create_certificate
 from http_server import running_uvicorn
 
 from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
@@ -20,41 +20,35 @@ if TYPE_CHECKING:
     import httpx2 as httpx
 else:
     try:
-        import httpx2 as httpx
+        import httpx2 as httpx  # the HTTP library of mcp 2.x
     except ImportError:
-        import httpx
+        import httpx  # the HTTP library of mcp 1.x
 
 
-# --8<-- [start:http_tls]
-async def main(url: str, folder: Path) -> None:
-    context = ssl.create_default_context(cafile=folder / "ca.pem")
-
-    def make_client(
-        headers: dict[str, str] | None = None,
-        timeout: httpx.Timeout | None = None,
-        auth: httpx.Auth | None = None,
-    ) -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=context, headers=headers, timeout=timeout, auth=auth)
-
-    transport = StreamableHttpConnectionManager(url, httpx_client_factory=make_client)
+async def main(url: str, ca: Path, client: Path) -> None:
+    context = ssl.create_default_context(cafile=ca)
+    transport = StreamableHttpConnectionManager(
+        url,
+        httpx_client_factory=lambda headers=None, timeout=None, auth=None: httpx.AsyncClient(
+            verify=context, headers=headers, timeout=timeout, auth=auth
+        ),
+    )
     manager = SessionConnectionManager(transport)
     try:
         await manager.start()
-    except httpx.TransportError:
-        print("the server refuses a client without a certificate")
+    except httpx.TransportError as error:
+        print(f"without a client certificate: {error!r}")
 
-    context.load_cert_chain(folder / "client.pem")  # the private key and the certificate
+    context.load_cert_chain(client)  # the private key and the certificate
     async with manager as session:
         print((await session.call_tool("add", {"a": 1, "b": 2})).content)
 
 
-# --8<-- [end:http_tls]
-
 if __name__ == "__main__":
-    with TemporaryDirectory() as name:
-        create_certificates(Path(name))
-        own = f"--ssl-keyfile={name}/server.pem", f"--ssl-certfile={name}/server.pem"
-        clients = f"--ssl-ca-certs={name}/ca.pem", f"--ssl-cert-reqs={ssl.CERT_REQUIRED.value}"
+    with TemporaryDirectory() as folder:
+        pem = Path(folder) / "pem"
+        create_certificate(pem)
+        own = f"--ssl-keyfile={pem}", f"--ssl-certfile={pem}"
+        clients = f"--ssl-ca-certs={pem}", f"--ssl-cert-reqs={ssl.CERT_REQUIRED.value}"
         with running_uvicorn(*own, *clients) as url:
-            backend = sys.argv[1] if len(sys.argv) > 1 else "asyncio"
-            anyio.run(main, url, Path(name), backend=backend)
+            anyio.run(main, url, pem, pem, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

@@ -1,6 +1,6 @@
 """Connects to a server over a Unix domain socket.
 
-Usage: python examples/http_unix_socket.py [asyncio|trio]
+Usage: python http_unix_socket.py [asyncio|trio]
 The example starts a server that listens on a socket in a new folder.
 """
 
@@ -17,28 +17,24 @@ if TYPE_CHECKING:
     import httpx2 as httpx
 else:
     try:
-        import httpx2 as httpx
+        import httpx2 as httpx  # the HTTP library of mcp 2.x
     except ImportError:
-        import httpx
+        import httpx  # the HTTP library of mcp 1.x
 
 
-# --8<-- [start:http_unix_socket]
 async def main(path: str) -> None:
-    def make_client(
-        headers: dict[str, str] | None = None,
-        timeout: httpx.Timeout | None = None,
-        auth: httpx.Auth | None = None,
-    ) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(uds=path)  # a new one for each client
-        return httpx.AsyncClient(transport=transport, headers=headers, timeout=timeout, auth=auth)
-
-    url = "http://localhost:8000/mcp"
-    transport = StreamableHttpConnectionManager(url, httpx_client_factory=make_client)
+    transport = StreamableHttpConnectionManager(
+        "http://localhost:8000/mcp",
+        httpx_client_factory=lambda headers=None, timeout=None, auth=None: httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=path),  # a new one for each client
+            headers=headers,
+            timeout=timeout,
+            auth=auth,
+        ),
+    )
     async with SessionConnectionManager(transport) as session:
         print((await session.call_tool("add", {"a": 1, "b": 2})).content)
 
-
-# --8<-- [end:http_unix_socket]
 
 if __name__ == "__main__":
     with TemporaryDirectory() as folder, running_uvicorn(f"--uds={folder}/socket"):

@@ -1,6 +1,6 @@
 """Sends pings while no message arrives, and detects that the server froze.
 
-Usage: python examples/keep_alive.py [asyncio|trio]
+Usage: python keep_alive.py [asyncio|trio]
 The example starts a server, and freezes it with SIGSTOP.
 """
 
@@ -18,10 +18,8 @@ from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionMana
 
 async def main(url: str) -> None:
     transport = StreamableHttpConnectionManager(url, terminate_on_close=False)
-    # --8<-- [start:keep_alive]
     watch = ping_every(0.1, timeout=1)
     manager = SessionConnectionManager(transport, name="calculator", watch=watch)
-    # --8<-- [end:keep_alive]
     pid = await process_id(await manager.start())
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -1,6 +1,6 @@
 """Counts lost connections and reconnects with prometheus_client.
 
-Usage: python examples/metrics.py [asyncio|trio]
+Usage: python metrics.py [asyncio|trio]
 The example kills its own server twice. It requires the package prometheus_client.
 """
 
@@ -22,7 +22,6 @@ policy = ReconnectPolicy(initial_delay=0.1)
 manager = SessionConnectionManager(server, name="calculator", reconnect=policy)
 
 
-# --8<-- [start:metrics]
 class ConnectionMetrics:
     """Counts what happens to the connections of any number of managers."""
 
@@ -57,9 +56,6 @@ class ConnectionMetrics:
                 self.failures.labels(name).inc()
             elif isinstance(error, ConnectionLostError):  # not an error while closing
                 self.losses.labels(name).inc()
-
-
-# --8<-- [end:metrics]
 
 
 async def kill_server() -> None:

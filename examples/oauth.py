@@ -1,6 +1,6 @@
 """Waits longer than `start_timeout` for a person to log in.
 
-Usage: python examples/oauth.py [asyncio|trio]
+Usage: python oauth.py [asyncio|trio]
 The example starts a server that requires OAuth, and acts as the browser and the person.
 """
 
@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import anyio
-from http_server import running_server
+from http_server import running
 from mcp.client.auth import OAuthClientProvider
 from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from pydantic import AnyUrl
@@ -76,7 +76,6 @@ class Browser:
         return httpx.URL(response.headers["Location"])
 
 
-# --8<-- [start:oauth]
 async def main(url: str) -> None:
     browser = Browser()
 
@@ -103,8 +102,6 @@ async def main(url: str) -> None:
         print((await session.call_tool("add", {"a": 1, "b": 2})).content)
 
 
-# --8<-- [end:oauth]
-
 if __name__ == "__main__":
-    with running_server("streamable-http", server="oauth_server.py") as url:
-        anyio.run(main, url, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")
+    with running("oauth_server") as url:
+        anyio.run(main, f"{url}/mcp", backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

@@ -1,6 +1,6 @@
 """Runs an MCP server that requires OAuth, and its authorization server.
 
-Usage: python examples/oauth_server.py streamable-http
+Usage: python oauth_server.py
 It runs on mcp 1.x and 2.x. It accepts every login, and never deletes a code or a token.
 """
 

@@ -1,6 +1,6 @@
 """A server for own_transport.py and its tests.
 
-Usage: python examples/own_transport_server.py
+Usage: python own_transport_server.py
 The program prints its port, and runs until it is interrupted.
 """
 

@@ -1,6 +1,6 @@
 """Checks that the manager of own_transport.py keeps the rules for managers.
 
-Usage: pytest examples/own_transport_test.py
+Usage: pytest own_transport_test.py
 """
 
 import subprocess
@@ -18,7 +18,6 @@ from ownertask.testing import connection_manager_tests
 SERVER = Path(__file__).with_name("own_transport_server.py")
 
 
-# --8<-- [start:server]
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Generator[None]:
     with subprocess.Popen([sys.executable, SERVER], stdout=subprocess.PIPE) as process:
@@ -28,10 +27,6 @@ def server() -> Generator[None]:
         process.kill()
 
 
-# --8<-- [end:server]
-
-
-# --8<-- [start:check]
 address = {"port": 0}  # the fixture sets the port
 
 
@@ -49,4 +44,3 @@ async def lose(connection: LineConnection) -> None:
 
 
 test_line_connections = connection_manager_tests(make_manager, use=use, lose=lose)
-# --8<-- [end:check]

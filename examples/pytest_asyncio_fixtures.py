@@ -1,10 +1,11 @@
 """A session as a fixture, with pytest-asyncio.
 
-Usage: pytest examples/pytest_asyncio_fixtures.py
+Usage: pytest pytest_asyncio_fixtures.py
 """
 
 import sys
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -12,10 +13,9 @@ from mcp import ClientSession, StdioServerParameters
 
 from ownertask.mcp import SessionConnectionManager
 
-server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 
 
-# --8<-- [start:fixture]
 @pytest_asyncio.fixture
 async def session() -> AsyncGenerator[ClientSession]:
     async with SessionConnectionManager(server) as session:
@@ -25,6 +25,3 @@ async def session() -> AsyncGenerator[ClientSession]:
 @pytest.mark.asyncio
 async def test_server_adds_numbers(session: ClientSession) -> None:
     await session.call_tool("add", {"a": 1, "b": 2})
-
-
-# --8<-- [end:fixture]

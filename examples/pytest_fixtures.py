@@ -1,20 +1,20 @@
 """A session as a fixture, with anyio's pytest plugin, on asyncio and on trio.
 
-Usage: pytest examples/pytest_fixtures.py
+Usage: pytest pytest_fixtures.py
 """
 
 import sys
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 from mcp import ClientSession, StdioServerParameters
 
 from ownertask.mcp import SessionConnectionManager
 
-server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
+server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 
 
-# --8<-- [start:fixture]
 @pytest.fixture(params=["asyncio", "trio"], scope="module")
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -30,9 +30,6 @@ async def session(anyio_backend: str) -> AsyncGenerator[ClientSession]:
 async def test_server_adds_numbers(session: ClientSession) -> None:
     result = await session.call_tool("add", {"a": 1, "b": 2})
     assert not result.model_dump().get("isError")
-
-
-# --8<-- [end:fixture]
 
 
 @pytest.mark.anyio

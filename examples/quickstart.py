@@ -1,6 +1,6 @@
 """Starts a real MCP server in one task, calls it from three others, and stops it in a fifth.
 
-Usage: python examples/quickstart.py [asyncio|trio]
+Usage: python quickstart.py [asyncio|trio]
 """
 
 import sys
@@ -11,10 +11,8 @@ from mcp import StdioServerParameters
 
 from ownertask.mcp import SessionConnectionManager
 
-# --8<-- [start:manager]
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 manager = SessionConnectionManager(server)
-# --8<-- [end:manager]
 
 
 def report(event: str) -> None:
@@ -22,17 +20,12 @@ def report(event: str) -> None:
     print(f"{task:<10} {event:<26} state: {manager.state.value}")
 
 
-# --8<-- [start:opener]
 async def opener() -> None:
     report("starting the server")
     await manager.start()
     report("server started, task ends")
 
 
-# --8<-- [end:opener]
-
-
-# --8<-- [start:caller]
 async def caller(number: int) -> None:
     result = await manager.connection.call_tool("add", {"a": number, "b": number})
     [content] = result.content
@@ -40,17 +33,10 @@ async def caller(number: int) -> None:
     report(f"{number} + {number} = {content.text}")
 
 
-# --8<-- [end:caller]
-
-
-# --8<-- [start:closer]
 async def closer() -> None:
     report("stopping the server")
     await manager.stop()
     report("server stopped")
-
-
-# --8<-- [end:closer]
 
 
 async def main() -> None:

@@ -1,10 +1,8 @@
-"""Reports how a server exited, changes how a server is ended, and stops a server on SIGTERM.
+"""Reports how a server exited, and changes how a server is ended.
 
-Usage: python examples/server_processes.py [asyncio|trio]
+Usage: python server_processes.py [asyncio|trio]
 """
 
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -19,7 +17,6 @@ PROGRAM = "import sys; print('no license found', file=sys.stderr); sys.exit(3)"
 unlicensed_server = StdioServerParameters(command=sys.executable, args=["-c", PROGRAM])
 
 
-# --8<-- [start:exited]
 async def report_exit() -> None:
     try:
         await SessionConnectionManager(unlicensed_server).start()
@@ -32,10 +29,6 @@ async def report_exit() -> None:
         print("stderr_tail:", repr(exited.stderr_tail))
 
 
-# --8<-- [end:exited]
-
-
-# --8<-- [start:limits]
 async def change_limits() -> None:
     transport = StdioConnectionManager(
         server,
@@ -47,31 +40,9 @@ async def change_limits() -> None:
     print("returncode:", transport.returncode)
 
 
-# --8<-- [end:limits]
-
-
-# --8<-- [start:sigterm]
-async def run_until_sigterm() -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-        async with SessionConnectionManager(server) as session:
-            await use(session)
-            async for _ in signals:
-                break
-    print("SIGTERM received, server stopped")
-
-
-# --8<-- [end:sigterm]
-
-
-async def use(session: object) -> None:
-    """Takes the place of your application, and of the program that terminates it."""
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 async def main() -> None:
     await report_exit()
     await change_limits()
-    await run_until_sigterm()
 
 
 if __name__ == "__main__":

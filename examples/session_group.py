@@ -1,9 +1,10 @@
 """The SDK's `ClientSessionGroup`, with sessions from ownertask's managers.
 
-Usage: python examples/session_group.py [asyncio|trio]
+Usage: python session_group.py [asyncio|trio]
 """
 
 import sys
+from pathlib import Path
 
 import anyio
 from mcp import ClientSession, ClientSessionGroup, StdioServerParameters
@@ -11,10 +12,8 @@ from mcp.types import Implementation
 
 from ownertask.mcp import SessionConnectionManager
 
-server = StdioServerParameters(command=sys.executable, args=["examples/server.py"])
-
-
-# --8<-- [start:group]
+path = str(Path(__file__).with_name("server.py"))
+server = StdioServerParameters(command=sys.executable, args=[path])
 managers = {name: SessionConnectionManager(server, name=name) for name in ("red", "green")}
 sessions: dict[str, ClientSession] = {}
 group = ClientSessionGroup(component_name_hook=lambda tool, info: f"{info.name}.{tool}")
@@ -32,17 +31,13 @@ async def disconnect(name: str) -> None:
         await managers[name].stop()
 
 
-# --8<-- [end:group]
-
-
 async def main() -> None:
     for name in managers:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(connect, name)
     print(*sorted(group.tools))
-    result = await group.call_tool("red.add", {"a": 1, "b": 2})
-    print(result.content)
-    managers["red"].connection_lost()
+    print((await group.call_tool("red.add", {"a": 1, "b": 2})).content)
+    managers["red"].connection_lost()  # even a lost session can be disconnected
     for name in managers:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(disconnect, name)

@@ -1,6 +1,6 @@
 """Several tasks share one connection. The first one opens it, and the last one closes it.
 
-Usage: python examples/sharing.py [asyncio|trio]
+Usage: python sharing.py [asyncio|trio]
 """
 
 import sys
@@ -15,7 +15,6 @@ server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).
 manager = SessionConnectionManager(server)
 
 
-# --8<-- [start:job]
 async def job(number: int) -> None:
     async with manager as session:
         result = await session.call_tool("add", {"a": number, "b": number})
@@ -24,9 +23,6 @@ async def job(number: int) -> None:
         print(f"{number} + {number} = {content.text}")
         await anyio.sleep(number / 10)  # the rest of the job
     print(f"job {number} ended, state: {manager.state.value}")
-
-
-# --8<-- [end:job]
 
 
 async def main() -> None:

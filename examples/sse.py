@@ -1,6 +1,6 @@
 """Connects to a server over SSE. The example starts the server.
 
-Usage: python examples/sse.py [asyncio|trio]
+Usage: python sse.py [asyncio|trio]
 """
 
 import sys
@@ -11,7 +11,6 @@ from http_server import running_server
 from ownertask.mcp import SessionConnectionManager, SseConnectionManager
 
 
-# --8<-- [start:sse]
 async def main(url: str) -> None:
     transport = SseConnectionManager(url, headers={"Authorization": "Bearer ..."}, timeout=10)
     async with SessionConnectionManager(transport) as session:
@@ -19,7 +18,6 @@ async def main(url: str) -> None:
         print(result.content)
 
 
-# --8<-- [end:sse]
 if __name__ == "__main__":
     with running_server("sse") as url:
         anyio.run(main, url, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

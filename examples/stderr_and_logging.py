@@ -1,6 +1,6 @@
 """Captures a server's stderr, and turns on ownertask's debug log.
 
-Usage: python examples/stderr_and_logging.py
+Usage: python stderr_and_logging.py
 """
 
 import io
@@ -17,7 +17,6 @@ PROGRAM = "import sys; print('no license found', file=sys.stderr)"
 server = StdioServerParameters(command=sys.executable, args=["-c", PROGRAM])
 
 
-# --8<-- [start:stderr]
 async def main() -> None:
     errlog = io.StringIO()
     transport = StdioConnectionManager(server, errlog)
@@ -29,11 +28,7 @@ async def main() -> None:
     print(f"stderr_tail: {transport.stderr_tail!r}")
 
 
-# --8<-- [end:stderr]
-
 if __name__ == "__main__":
-    # --8<-- [start:logging]
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("ownertask").setLevel(logging.DEBUG)
-    # --8<-- [end:logging]
     anyio.run(main)

@@ -1,6 +1,6 @@
 """Connects to a server over streamable HTTP. The example starts the server.
 
-Usage: python examples/streamable_http.py [asyncio|trio]
+Usage: python streamable_http.py [asyncio|trio]
 """
 
 import sys
@@ -11,7 +11,6 @@ from http_server import running_server
 from ownertask.mcp import SessionConnectionManager, StreamableHttpConnectionManager
 
 
-# --8<-- [start:streamable_http]
 async def main(url: str) -> None:
     transport = StreamableHttpConnectionManager(url, headers={"Authorization": "Bearer ..."})
     async with SessionConnectionManager(transport) as session:
@@ -19,7 +18,6 @@ async def main(url: str) -> None:
         print(result.content)
 
 
-# --8<-- [end:streamable_http]
 if __name__ == "__main__":
     with running_server("streamable-http") as url:
         anyio.run(main, url, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

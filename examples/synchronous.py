@@ -1,6 +1,6 @@
 """One session that the threads of a WSGI application share.
 
-Usage: python examples/synchronous.py
+Usage: python synchronous.py
 The example serves the application with one thread per request, and sends it a few requests.
 """
 
@@ -21,7 +21,6 @@ from ownertask.mcp import SessionConnectionManager
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 
 
-# --8<-- [start:calculator]
 class Calculator:
     """Adds numbers. Any thread can call it. The portal runs the event loop in a separate thread."""
 
@@ -41,9 +40,6 @@ class Calculator:
 
     def close(self) -> None:
         self._portal.call(self._manager.stop)
-
-
-# --8<-- [end:calculator]
 
 
 def create_application(calculator: Calculator) -> Callable[..., Iterable[bytes]]:
@@ -70,7 +66,6 @@ def fetch(url: str) -> str:
         return str(response.read(), "utf-8")
 
 
-# --8<-- [start:main]
 def main() -> None:
     with start_blocking_portal() as portal:
         calculator = Calculator(portal)
@@ -78,9 +73,6 @@ def main() -> None:
             serve(create_application(calculator))
         finally:
             calculator.close()
-
-
-# --8<-- [end:main]
 
 
 def serve(application: Callable[..., Iterable[bytes]]) -> None:

@@ -1,6 +1,6 @@
 """Closes a connection when the interpreter exits.
 
-Usage: python examples/synchronous_atexit.py [return|raise|exit]
+Usage: python synchronous_atexit.py [return|raise|exit]
 The argument selects how the program ends.
 """
 
@@ -19,8 +19,6 @@ from ownertask.mcp import SessionConnectionManager
 server = StdioServerParameters(command=sys.executable, args=[str(Path(__file__).with_name("server.py"))])
 manager = SessionConnectionManager(server)
 atexit.register(lambda: print("at exit:", manager.state.value))
-
-# --8<-- [start:atexit]
 stack = ExitStack()
 portal = stack.enter_context(start_blocking_portal())
 
@@ -35,9 +33,6 @@ def close() -> None:
 def add(a: int, b: int) -> str:
     session = portal.call(manager.start, 5)  # opens the connection if necessary
     return str(portal.call(session.call_tool, "add", {"a": a, "b": b}).content)
-
-
-# --8<-- [end:atexit]
 
 
 def main(end: str) -> None:

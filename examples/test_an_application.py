@@ -1,6 +1,6 @@
 """Tests an application with a fake connection that fails on cue, and with a server in the same process.
 
-Usage: pytest examples/test_an_application.py
+Usage: pytest test_an_application.py
 """
 
 from collections.abc import AsyncGenerator
@@ -27,7 +27,6 @@ else:
         from mcp.server.fastmcp import FastMCP as MCPServer
 
 
-# --8<-- [start:application]
 class Calculator:
     """Adds numbers with a tool of a server."""
 
@@ -55,10 +54,6 @@ class Calculator:
         return state if self.manager.exception is None else f"{state}: {self.manager.exception}"
 
 
-# --8<-- [end:application]
-
-
-# --8<-- [start:fake]
 @pytest.fixture
 def session() -> ClientSession:
     """Returns a fake session in which each tool returns 3."""
@@ -72,10 +67,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# --8<-- [end:fake]
-
-
-# --8<-- [start:slow]
 @pytest.mark.anyio
 async def test_the_application_reports_a_server_that_starts_too_slowly(session: ClientSession) -> None:
     manager = ScriptedConnectionManager(session, ScriptedRun(opens_after=inf))
@@ -83,10 +74,6 @@ async def test_the_application_reports_a_server_that_starts_too_slowly(session: 
     assert await calculator.add(1, 2) == "the calculator is starting, please try again later"
 
 
-# --8<-- [end:slow]
-
-
-# --8<-- [start:recovers]
 refused = ScriptedRun(fails_with=OSError("connection refused"))
 
 
@@ -109,10 +96,6 @@ async def test_without_a_policy_the_application_shows_the_error(session: ClientS
     await calculator.manager.stop()
 
 
-# --8<-- [end:recovers]
-
-
-# --8<-- [start:lost]
 @pytest.mark.anyio
 async def test_the_status_page_shows_why_a_connection_was_lost(session: ClientSession) -> None:
     crash = anyio.Event()
@@ -127,10 +110,6 @@ async def test_the_status_page_shows_why_a_connection_was_lost(session: ClientSe
     assert calculator.status() == "failed: calculator: the connection was lost: connection reset"
 
 
-# --8<-- [end:lost]
-
-
-# --8<-- [start:virtual]
 virtual_time = ("trio", {"clock": MockClock(autojump_threshold=0)})
 
 
@@ -146,10 +125,6 @@ async def test_the_application_works_after_a_long_outage(session: ClientSession)
         assert await calculator.add(1, 2) == "3"
 
 
-# --8<-- [end:virtual]
-
-
-# --8<-- [start:in_process]
 server = MCPServer("calculator")
 
 
@@ -166,10 +141,6 @@ async def test_the_calculator_uses_the_real_tool() -> None:
         assert await Calculator(manager).add(20, 22) == "42"
 
 
-# --8<-- [end:in_process]
-
-
-# --8<-- [start:leftovers]
 @pytest.fixture
 async def nothing_left() -> AsyncGenerator[Resources]:
     """Fails the test if it leaves a task, thread, descriptor or process behind."""
@@ -183,6 +154,3 @@ async def test_the_application_stops_its_manager(nothing_left: Resources) -> Non
     calculator = Calculator(SessionConnectionManager(server))
     assert await calculator.add(1, 2) == "3"
     await calculator.manager.stop()  # without this line, an owner task is left
-
-
-# --8<-- [end:leftovers]

@@ -1,6 +1,6 @@
 """Timeouts for opening, for requests, and for closing.
 
-Usage: python examples/timeouts.py [asyncio|trio]
+Usage: python timeouts.py [asyncio|trio]
 """
 
 import sys
@@ -18,7 +18,6 @@ silent_server = StdioServerParameters(
 )
 
 
-# --8<-- [start:timeouts]
 async def main() -> None:
     manager = SessionConnectionManager(
         server,
@@ -34,8 +33,6 @@ async def main() -> None:
     except StartTimeoutError as error:
         print(error)
 
-
-# --8<-- [end:timeouts]
 
 if __name__ == "__main__":
     anyio.run(main, backend=sys.argv[1] if len(sys.argv) > 1 else "asyncio")

@@ -1,6 +1,6 @@
 """Interrupts a client with two hooks and the same client with one method, and counts open connections.
 
-Usage: python examples/two_hooks.py [asyncio|trio]
+Usage: python two_hooks.py [asyncio|trio]
 """
 
 import logging
@@ -37,7 +37,6 @@ async def logged_in(stream: SocketStream) -> AsyncGenerator[None]:
     await lines.receive_until(b"\n", max_bytes=1000)
 
 
-# --8<-- [start:before]
 class TwoHooks:
     def __init__(self, port: int) -> None:
         self.port = port
@@ -53,10 +52,6 @@ class TwoHooks:
         await self._tcp.__aexit__(None, None, None)
 
 
-# --8<-- [end:before]
-
-
-# --8<-- [start:after]
 class OneMethod(ConnectionManager[SocketStream]):
     def __init__(self, port: int) -> None:
         super().__init__(name=f"port {port}")
@@ -68,10 +63,6 @@ class OneMethod(ConnectionManager[SocketStream]):
             yield stream
 
 
-# --8<-- [end:after]
-
-
-# --8<-- [start:stack]
 class Stack(OneMethod):
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[SocketStream]:
@@ -81,10 +72,6 @@ class Stack(OneMethod):
             yield stream
 
 
-# --8<-- [end:stack]
-
-
-# --8<-- [start:step]
 class HooksInside(OneMethod):
     @asynccontextmanager
     async def open_connection(self) -> AsyncGenerator[SocketStream]:
@@ -94,9 +81,6 @@ class HooksInside(OneMethod):
             yield self.hooks.stream
         finally:
             await self.hooks.close()
-
-
-# --8<-- [end:step]
 
 
 class Server:

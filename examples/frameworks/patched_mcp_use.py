@@ -44,7 +44,6 @@ for name in ("ownertask", "mcp", "mcp_use"):
     logging.getLogger(name).setLevel(logging.CRITICAL)  # the losses are intended
 
 
-# --8<-- [start:managers]
 class ForMcpUse(ConnectionManager[TransportStreams]):
     """Adds what mcp-use expects of a connection manager."""
 
@@ -67,10 +66,6 @@ class StreamableHttp(ForMcpUse, StreamableHttpConnectionManager): ...
 stdio.StdioConnectionManager = Stdio
 http.SseConnectionManager = Sse
 http.StreamableHttpConnectionManager = StreamableHttp
-# --8<-- [end:managers]
-
-
-# --8<-- [start:reconnecting]
 reconnect_if_lost = BaseConnector._ensure_connected
 
 
@@ -85,10 +80,8 @@ async def ensure_connected(connector: BaseConnector) -> None:
 
 
 BaseConnector._ensure_connected = ensure_connected
-# --8<-- [end:reconnecting]
 
 
-# --8<-- [start:websocket]
 class WebSocket(ForMcpUse, WebSocketConnectionManager): ...
 
 
@@ -124,7 +117,6 @@ class WebSocketConnector(BaseConnector):
 
 
 config.WebSocketConnector = WebSocketConnector
-# --8<-- [end:websocket]
 
 
 class Server:

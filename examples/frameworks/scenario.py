@@ -22,14 +22,13 @@ from mcp import StdioServerParameters
 from ownertask import ConnectionManager, ConnectionState, ReconnectPolicy
 from ownertask.mcp import SessionConnectionManager
 
-EXAMPLES = Path(__file__).parents[1]
-STDIO = StdioServerParameters(command=sys.executable, args=[str(EXAMPLES / "server.py")])
-
-sys.path.append(str(EXAMPLES))
-from http_server import running_uvicorn  # noqa: E402 - a module in the folder above
+sys.path.append(str(Path(__file__).parents[1]))  # in the repository, server.py is in the folder above
+import http_server
 
 logging.getLogger("ownertask").setLevel(logging.ERROR)  # the losses are intended
 QUICKLY = ReconnectPolicy(initial_delay=0.1)
+SERVER = Path(http_server.__file__).with_name("server.py")
+STDIO = StdioServerParameters(command=sys.executable, args=[str(SERVER)])
 
 Target: TypeAlias = StdioServerParameters | str
 
@@ -67,7 +66,7 @@ class HttpServer:
         self.start()
 
     def start(self) -> None:
-        self.url = self._running.enter_context(running_uvicorn("--port", str(self._port)))
+        self.url = self._running.enter_context(http_server.running_uvicorn("--port", str(self._port)))
 
     def stop(self) -> None:
         self._running.close()  # waits for the process

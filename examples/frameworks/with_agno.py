@@ -6,13 +6,10 @@ from scenario import Integration, run
 
 
 class Agno(Integration):
-    # --8<-- [start:glue]
     async def start(self) -> None:
         await self.manager.start()
         self.toolkit = MCPTools(session=self.manager.current)
         await self.toolkit.build_tools()
-
-    # --8<-- [end:glue]
 
     async def tools(self) -> list[str]:
         return list(self.toolkit.functions)

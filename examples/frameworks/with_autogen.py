@@ -6,13 +6,10 @@ from scenario import Integration, run
 
 
 class AutoGen(Integration):
-    # --8<-- [start:glue]
     async def start(self) -> None:
         await self.manager.start()
         unused = StdioServerParams(command="unused")  # autogen requires parameters, even with a session
         self.toolkit = await mcp_server_tools(unused, session=self.manager.current)
-
-    # --8<-- [end:glue]
 
     async def tools(self) -> list[str]:
         return [tool.name for tool in self.toolkit]

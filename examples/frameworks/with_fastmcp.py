@@ -12,7 +12,6 @@ from scenario import QUICKLY, Integration, Target, run
 from ownertask.mcp import SessionConnectionManager
 
 
-# --8<-- [start:glue]
 class ManagedTransport(ClientTransport):
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -27,9 +26,6 @@ class ManagedTransport(ClientTransport):
         )
         async with self.manager:
             yield self.manager.current
-
-
-# --8<-- [end:glue]
 
 
 class FastMCP(Integration):

@@ -19,7 +19,6 @@ from scenario import QUICKLY, Integration, Target, run
 from ownertask.mcp import SessionConnectionManager, ping_every
 
 
-# --8<-- [start:glue]
 class ManagedSessions(MCPSessionManager):
     async def create_session(self, headers: dict[str, str] | None = None) -> ClientSession:
         transport = partial(self._create_client, self._merge_headers(headers))
@@ -33,9 +32,6 @@ class ManagedSessions(MCPSessionManager):
     async def close(self) -> None:
         for manager in self.managers.values():
             await manager.stop()
-
-
-# --8<-- [end:glue]
 
 
 class GoogleADK(Integration):

@@ -5,12 +5,9 @@ from scenario import Integration, run
 
 
 class LangChain(Integration):
-    # --8<-- [start:glue]
     async def start(self) -> None:
         await self.manager.start()
         self.toolkit = {tool.name: tool for tool in await load_mcp_tools(self.manager.current)}
-
-    # --8<-- [end:glue]
 
     async def tools(self) -> list[str]:
         return list(self.toolkit)

@@ -5,13 +5,10 @@ from scenario import Integration, run
 
 
 class LlamaIndex(Integration):
-    # --8<-- [start:glue]
     async def start(self) -> None:
         await self.manager.start()
         specification = McpToolSpec(client=self.manager.current)
         self.toolkit = await specification.to_tool_list_async()
-
-    # --8<-- [end:glue]
 
     async def tools(self) -> list[str]:
         return [tool.metadata.get_name() for tool in self.toolkit]

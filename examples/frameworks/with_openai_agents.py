@@ -10,7 +10,6 @@ from scenario import QUICKLY, Integration, Target, run
 from ownertask.mcp import SessionConnectionManager, ping_every
 
 
-# --8<-- [start:glue]
 class Managed(MCPServer):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
@@ -24,9 +23,6 @@ class Managed(MCPServer):
 
     async def cleanup(self) -> None:
         await self.manager.stop()
-
-
-# --8<-- [end:glue]
 
 
 class ManagedStdio(Managed, MCPServerStdio): ...

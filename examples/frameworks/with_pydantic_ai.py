@@ -8,10 +8,8 @@ from with_fastmcp import ManagedTransport
 
 class PydanticAI(Integration):
     def __init__(self, target: Target) -> None:
-        # --8<-- [start:glue]
         transport = ManagedTransport(target)
         self.toolset = MCPToolset(Client(transport))
-        # --8<-- [end:glue]
         self.transport = transport
 
     async def start(self) -> None:

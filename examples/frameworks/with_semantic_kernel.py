@@ -10,7 +10,6 @@ class McpPlugin(MCPPluginBase):
 
 
 class SemanticKernel(Integration):
-    # --8<-- [start:glue]
     async def start(self) -> None:
         await self.manager.start()
         self.plugin = McpPlugin("examples", session=self.manager.current, load_prompts=False)
@@ -19,8 +18,6 @@ class SemanticKernel(Integration):
     async def stop(self) -> None:
         await self.plugin.close()
         await self.manager.stop()
-
-    # --8<-- [end:glue]
 
     async def tools(self) -> list[str]:
         self.kernel = Kernel()

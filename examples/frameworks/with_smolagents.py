@@ -11,7 +11,6 @@ from scenario import Integration, Target, run
 from ownertask import ConnectionManager
 
 
-# --8<-- [start:glue]
 class ManagedAdapt(MCPAdapt):
     def __init__(self, manager: ConnectionManager[ClientSession], adapter: ToolAdapter) -> None:
         super().__init__([], adapter)
@@ -28,9 +27,6 @@ class ManagedAdapt(MCPAdapt):
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
-
-
-# --8<-- [end:glue]
 
 
 class SmolAgents(Integration):

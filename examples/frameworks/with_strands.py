@@ -11,7 +11,6 @@ from strands.tools.mcp._compat import negotiate_session
 from ownertask.mcp import SessionConnectionManager, ping_every
 
 
-# --8<-- [start:glue]
 class ManagedClient(MCPClient):
     async def _async_background_thread(self) -> None:
         self._close_future = asyncio.Future()
@@ -29,9 +28,6 @@ class ManagedClient(MCPClient):
                 await self._close_future
         except Exception as error:  # noqa: BLE001 - start() raises it
             self._init_future.set_exception(error)
-
-
-# --8<-- [end:glue]
 
 
 class Strands(Integration):

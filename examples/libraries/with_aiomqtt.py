@@ -14,7 +14,6 @@ from local_servers import LocalServer, local_server, loss_of
 from ownertask import ConnectionManager, ReconnectPolicy
 
 
-# --8<-- [start:manager]
 def mqtt_manager(
     port: int, topic: str, on_message: Callable[[Message], object]
 ) -> ConnectionManager[Client]:
@@ -33,10 +32,6 @@ def mqtt_manager(
     )
 
 
-# --8<-- [end:manager]
-
-
-# --8<-- [start:use]
 async def use(
     manager: ConnectionManager[Client], received: asyncio.Queue[Message], server: LocalServer
 ) -> None:
@@ -49,9 +44,6 @@ async def use(
     server.start()
     await sending
     print("received:", (await received.get()).payload)
-
-
-# --8<-- [end:use]
 
 
 async def main(server: LocalServer) -> None:

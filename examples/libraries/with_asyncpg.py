@@ -14,7 +14,6 @@ from local_servers import LocalServer, local_server, loss_of
 from ownertask import ConnectionManager, ReconnectPolicy
 
 
-# --8<-- [start:manager]
 def postgres_manager(url: str) -> ConnectionManager[asyncpg.Connection]:
     @asynccontextmanager
     async def open_connection() -> AsyncGenerator[asyncpg.Connection]:
@@ -36,10 +35,6 @@ def postgres_manager(url: str) -> ConnectionManager[asyncpg.Connection]:
     )
 
 
-# --8<-- [end:manager]
-
-
-# --8<-- [start:use]
 async def use(manager: ConnectionManager[asyncpg.Connection], server: LocalServer) -> None:
     connection = manager.current
     print("before:", await connection.fetchval("SELECT 1 + 1"))
@@ -48,9 +43,6 @@ async def use(manager: ConnectionManager[asyncpg.Connection], server: LocalServe
     query = asyncio.create_task(connection.fetchval("SELECT 2 + 2"))  # waits for the next connection
     server.start()
     print("after:", await query)
-
-
-# --8<-- [end:use]
 
 
 async def main(server: LocalServer) -> None:

@@ -14,7 +14,6 @@ from local_servers import LocalServer, local_server, loss_of
 from ownertask import ConnectionManager, ReconnectPolicy
 
 
-# --8<-- [start:manager]
 def ssh_manager(port: int, known_hosts: str) -> ConnectionManager[SSHClientConnection]:
     def connect() -> AbstractAsyncContextManager[SSHClientConnection]:
         return asyncssh.connect(
@@ -29,10 +28,6 @@ def ssh_manager(port: int, known_hosts: str) -> ConnectionManager[SSHClientConne
     )
 
 
-# --8<-- [end:manager]
-
-
-# --8<-- [start:use]
 async def use(manager: ConnectionManager[SSHClientConnection], server: LocalServer) -> None:
     connection = manager.current
     print("before:", (await connection.run("whoami")).stdout)
@@ -41,9 +36,6 @@ async def use(manager: ConnectionManager[SSHClientConnection], server: LocalServ
     command = asyncio.create_task(connection.run("whoami"))  # waits for the next connection
     server.start()
     print("after:", (await command).stdout)
-
-
-# --8<-- [end:use]
 
 
 async def main(server: LocalServer) -> None:

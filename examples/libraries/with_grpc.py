@@ -15,7 +15,6 @@ from local_servers import LocalServer, local_server, loss_of
 from ownertask import ConnectionManager, ReconnectPolicy
 
 
-# --8<-- [start:manager]
 def channel_manager(target: str) -> ConnectionManager[Channel]:
     @asynccontextmanager
     async def open_channel() -> AsyncGenerator[Channel]:
@@ -36,10 +35,6 @@ def channel_manager(target: str) -> ConnectionManager[Channel]:
     )
 
 
-# --8<-- [end:manager]
-
-
-# --8<-- [start:use]
 async def shout(manager: ConnectionManager[Channel], text: str) -> str:
     channel = await manager.wait_open()
     method: UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/examples.Echo/Shout")
@@ -52,9 +47,6 @@ async def use(manager: ConnectionManager[Channel], server: LocalServer) -> None:
         server.kill()
     server.start()
     print("after:", await shout(manager, "two"))
-
-
-# --8<-- [end:use]
 
 
 async def main(server: LocalServer) -> None:

@@ -12,15 +12,10 @@ from local_servers import LocalServer, local_server
 from ownertask import ConnectionManager
 
 
-# --8<-- [start:manager]
 def http_manager(url: str) -> ConnectionManager[httpx.AsyncClient]:
     return ConnectionManager.from_factory(lambda: httpx.AsyncClient(base_url=url), name="http")
 
 
-# --8<-- [end:manager]
-
-
-# --8<-- [start:use]
 async def status(client: httpx.AsyncClient) -> int:
     while True:
         try:
@@ -35,13 +30,10 @@ async def use(manager: ConnectionManager[httpx.AsyncClient], server: LocalServer
     server.kill()
     try:
         await client.get("/")
-    except httpx.TransportError:
-        print("the request failed, the client is still", manager.state.value)
+    except httpx.TransportError as error:
+        print(f"the request failed ({error}), the client is still {manager.state.value}")
     server.start()
     print("after:", await status(client))
-
-
-# --8<-- [end:use]
 
 
 async def main(server: LocalServer) -> None:

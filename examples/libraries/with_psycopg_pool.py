@@ -15,7 +15,6 @@ from psycopg_pool import AsyncConnectionPool
 
 from ownertask import ConnectionManager, ReconnectPolicy
 
-# --8<-- [start:manager]
 Pool = AsyncConnectionPool[AsyncConnection]
 
 
@@ -48,10 +47,6 @@ class PoolManager(ConnectionManager[Pool]):
                 await pool.close()
 
 
-# --8<-- [end:manager]
-
-
-# --8<-- [start:use]
 async def add(manager: PoolManager, a: int, b: int) -> int:
     pool = await manager.wait_open()
     async with pool.connection() as connection:
@@ -68,9 +63,6 @@ async def use(manager: PoolManager, server: LocalServer) -> None:
             await add(manager, 1, 1)  # a pool does not check its idle connections
     server.start()
     print("after:", await add(manager, 2, 2))
-
-
-# --8<-- [end:use]
 
 
 async def main(server: LocalServer) -> None:

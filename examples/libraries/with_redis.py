@@ -16,7 +16,6 @@ from redis.backoff import NoBackoff
 from ownertask import ConnectionManager, ReconnectPolicy
 
 
-# --8<-- [start:manager]
 def redis_manager(url: str, ping_interval: float = 5.0) -> ConnectionManager[Redis]:
     @asynccontextmanager
     async def open_client() -> AsyncGenerator[Redis]:
@@ -35,10 +34,6 @@ def redis_manager(url: str, ping_interval: float = 5.0) -> ConnectionManager[Red
     )
 
 
-# --8<-- [end:manager]
-
-
-# --8<-- [start:use]
 async def use(manager: ConnectionManager[Redis], server: LocalServer) -> None:
     client = await manager.wait_open()
     print("visits:", await client.incr("visits"))
@@ -55,9 +50,6 @@ async def main(server: LocalServer) -> None:
     await asyncio.create_task(use(manager, server))
     await asyncio.create_task(manager.stop())
     print(manager.state.value)
-
-
-# --8<-- [end:use]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,11 @@ PRINTED = {
     "asyncpg": ["before: 2", "after: 4"],
     "asyncssh": ["before: guest ran whoami", "after: guest ran whoami"],
     "grpc": ["before: ONE", "after: TWO"],
-    "httpx": ["before: 200", "the request failed, the client is still open", "after: 200"],
+    "httpx": [
+        "before: 200",
+        "the request failed (All connection attempts failed), the client is still open",
+        "after: 200",
+    ],
     "psycopg_pool": ["before: 2", "after: 4"],
     "redis": ["visits: 1", "visits: 1"],  # the server keeps nothing
 }

@@ -23,6 +23,7 @@ import anyio
 import anyio.to_thread
 from servers import MUTE, STUBBORN, TINY
 
+from ownertask import ConnectionGroup
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager
 
 backend, phase = sys.argv[1:]
@@ -102,6 +103,11 @@ async def main():
         await SessionConnectionManager(Announced(MUTE)).start()
     elif phase == "open":
         await Announced(TINY).start()
+        await anyio.sleep_forever()
+    elif phase == "group":
+        await ConnectionGroup(
+            {"opening": SessionConnectionManager(MUTE), "open": Announced(TINY)}
+        ).start()
         await anyio.sleep_forever()
     else:
         transport = {"closing": StdioConnectionManager, "lingering": Lingering}[phase]

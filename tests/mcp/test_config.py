@@ -26,7 +26,7 @@ from ownertask.mcp import (
 )
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "how-to" / "config-file.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "config-file.md").read_text(encoding="utf-8")
 SECRET = "S3CRET"
 ENVIRONMENT = {"HOME": "/root", "EMPTY": "", "TOKEN": SECRET, "NUL": f"{SECRET}\0", "DOLLAR": "${HOME}"}
 URL = f"https://{SECRET}:{SECRET}@host/{SECRET}?key={SECRET}"

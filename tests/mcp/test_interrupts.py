@@ -41,7 +41,7 @@ def program(backend, phase):
         os.kill(server, 0)
 
 
-@pytest.mark.parametrize("phase", ["opening", "open", "closing"])
+@pytest.mark.parametrize("phase", ["opening", "open", "group", "closing"])
 def test_P9_ctrl_c_ends_the_program_and_the_server(backend, phase):
     with program(backend, phase) as process:
         process.send_signal(signal.SIGINT)

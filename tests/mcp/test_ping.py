@@ -1,6 +1,7 @@
 """Tests for `ping_every()`. Most of them run with virtual time."""
 
 import copy
+import inspect
 import json
 import math
 import os
@@ -30,11 +31,12 @@ from ownertask.mcp import (
     _sdk,
     ping_every,
 )
-from ownertask.mcp.ping import GRACE, RETRY, TIMEOUT
+from ownertask.mcp.ping import GRACE, RETRY
 
 KINDS = [SessionConnectionManager, *([ClientConnectionManager] if _sdk.HAS_CLIENT else [])]
 INTERVAL = 30
 HOUR = 3600
+TIMEOUT = inspect.signature(ping_every).parameters["timeout"].default
 LOST = f"the server did not respond to a ping within {TIMEOUT:g} s"
 
 kinds = pytest.mark.parametrize("kind", KINDS)

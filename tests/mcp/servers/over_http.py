@@ -32,6 +32,7 @@ async def wait(ctx: Context) -> str:
         await anyio.sleep(0.05)
 
 
+server.settings.log_level = "INFO"  # uvicorn logs the URL
 if hasattr(server.settings, "port"):  # mcp 1.x
     server.settings.port = 0
     server.run(sys.argv[1])
