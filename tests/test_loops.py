@@ -736,6 +736,15 @@ CARELESS = [
 CARELESS_ON_TRIO = [Nursery, NurseryWhileOpening, NurseryWithChildren, NurseryWithCrash, TrioScope]
 
 
+class NurseryWithoutScope(Held):
+    """Exits the cancel scope of a nursery, but not the nursery."""
+
+    async def __aenter__(self):
+        inner = await nursery().__aenter__()
+        inner.cancel_scope.__exit__(None, None, None)
+        return self
+
+
 class Bystanders:
     """Another task and another manager, which a failing run must not affect."""
 
@@ -919,3 +928,35 @@ def test_F15_trio_run_in_a_task_of_asyncio_is_told_apart():
             assert at_home.connection is connection
 
     asyncio.run(main())
+
+
+def test_F7_a_connection_that_forgets_a_nursery_without_a_scope_does_not_end_the_trio_run():
+    async def main():
+        async with Bystanders():
+            manager = ConnectionManager.from_factory(lambda: NurseryWithoutScope([]))
+            await manager.start()
+            await manager.stop()
+        return manager.state
+
+    assert run(main, ("trio", {})) is CLOSED
+
+
+def test_C8_stop_works_after_the_loop_was_closed_in_which_a_start_waited_for_a_close():
+    async def begin():
+        await probe.start()
+        closing = asyncio.ensure_future(probe.stop())
+        while probe.state is not CLOSING:
+            await checkpoint()
+        starting = asyncio.ensure_future(probe.start())
+        while not probe._life.run.queued:
+            await checkpoint()
+        return closing, starting
+
+    loop = asyncio.new_event_loop()
+    probe = Probe(closing=anyio.sleep_forever)
+    tasks = loop.run_until_complete(begin())
+    loop.close()
+    asyncio.run(probe.stop())
+    assert probe.state is CLOSED
+    del tasks
+    collect_silently()

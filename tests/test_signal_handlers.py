@@ -1,5 +1,7 @@
 import functools
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -55,3 +57,23 @@ def test_F12_another_thread_is_never_in_a_handler():
         assert seen == [False]
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_F12_a_loss_may_be_reported_while_the_interpreter_exits():
+    """By then, nothing more can be imported."""
+    script = """
+import asyncio, builtins
+from contextlib import nullcontext
+from ownertask import ConnectionManager
+
+class Transport:
+    def __del__(self, manager=ConnectionManager.from_factory(nullcontext)):
+        manager.connection_lost()
+
+manager, = Transport.__del__.__defaults__
+loop = asyncio.new_event_loop()
+loop.run_until_complete(manager.start())
+builtins.keep = Transport(), loop
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "ImportError" not in done.stderr

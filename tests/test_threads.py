@@ -759,3 +759,21 @@ def test_two_threads_that_use_a_new_manager_share_its_state(monkeypatch):
     monkeypatch.setattr("ownertask.manager.claiming", SlowLock())
     vars(manager).pop("_life", None)
     assert manager._life is states[0]
+
+
+def test_two_threads_that_enter_the_first_blocks_share_them(monkeypatch):
+    """The other thread is faster: it creates them while this one waits for the lock."""
+    life = ConnectionManager.from_factory(nullcontext)._life
+    blocks = []
+
+    class SlowLock:
+        def __enter__(self):
+            if not blocks:
+                blocks.append(None)
+                blocks[0] = life.blocks
+
+        def __exit__(self, *exc):
+            pass
+
+    monkeypatch.setattr("ownertask._life.claiming", SlowLock())
+    assert life.blocks is blocks[0]

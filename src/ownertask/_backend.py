@@ -20,18 +20,19 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context
-from functools import cache
 from math import inf
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from types import TracebackType, coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import ref
 
 from anyio import CancelScope
-from anyio.abc import AsyncBackend
 from anyio.lowlevel import current_token
 from typing_extensions import override
+
+from ._signal_handlers import in_signal_handler
 
 if TYPE_CHECKING:
     from trio.lowlevel import RunVar
@@ -58,6 +59,31 @@ class Timer(Protocol):
         """Cancels the callback."""
 
 
+class Scope(Protocol):
+    """A cancel scope of anyio or trio."""
+
+    @property
+    def shield(self) -> bool:
+        """`True` if the scope ignores the cancellation of the scopes around it."""
+        ...
+
+    @shield.setter
+    def shield(self, value: bool, /) -> None: ...
+
+    def cancel(self) -> None:
+        """Cancels the code inside the scope."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+
+
 class EventLoop(ABC):
     """The asyncio event loop or the trio run in which a manager was started.
 
@@ -66,6 +92,16 @@ class EventLoop(ABC):
 
     cancelled_type: type[BaseException]
     """The exception class that is thrown into a cancelled task."""
+
+    # These are attributes, because calling a method that wraps them would take as long as most of them.
+    create_cancel_scope: Callable[[], Scope]
+    """Creates a cancel scope without a deadline."""
+
+    checkpoint: Callable[[], Awaitable[None]]
+    """Lets other tasks run once."""
+
+    # Imported with this module. Later, an interpreter that is exiting may be unable to import it.
+    in_signal_handler = staticmethod(in_signal_handler)
 
     def __init__(self) -> None:
         self._process_id = os.getpid()
@@ -89,13 +125,19 @@ class EventLoop(ABC):
         """The asyncio loop or the `TrioToken`, or `None` if the asyncio loop has been freed."""
 
     @abstractmethod
-    async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
-        """Adds a callback to `wake_ups` and waits until it is called or `deadline` has passed."""
+    async def wait(self, waiters: set[Any], deadline: float | None) -> None:
+        """Adds a waiter to a set, and waits until it is woken up or `deadline` has passed."""
+
+    @abstractmethod
+    def wake_up(self, waiter: Any) -> None:  # noqa: ANN401 - the class depends on the backend
+        """Wakes up a waiter of this loop: a future (asyncio) or an event (trio)."""
 
     async def shielded(self, function: Callable[[], Awaitable[None]]) -> None:
         """Calls and awaits a function, shielded from the cancel scopes around the caller."""
+        scope = self.create_cancel_scope()
+        scope.shield = True
         try:
-            with self.create_cancel_scope(shield=True):
+            with scope:
                 await function()
         except BaseException:
             self.check_not_collected()
@@ -108,14 +150,6 @@ class EventLoop(ABC):
         """
         if not self.is_current():
             raise GeneratorExit
-
-    def create_cancel_scope(self, *, shield: bool = False) -> CancelScope:
-        """Creates a cancel scope without a deadline."""
-        return _anyio_backend(type(self)).create_cancel_scope(shield=shield)
-
-    def checkpoint(self) -> Awaitable[None]:
-        """Lets other tasks run once."""
-        return _anyio_backend(type(self)).checkpoint()
 
     @abstractmethod
     def is_current(self) -> bool:
@@ -131,12 +165,11 @@ class EventLoop(ABC):
         """Returns whether the loop is closed. May be called from any thread."""
 
     @abstractmethod
-    def contain(self, coroutine: Coroutine[object, None, None], name: str) -> Awaitable[None]:
-        """Awaits `coroutine` so that a scope that it leaves open does not end a trio run.
+    def leave_scopes(self, *, is_broken: bool) -> None:
+        """Leaves the cancel scopes and nurseries that foreign code did not exit in the current task.
 
         Args:
-            coroutine: The coroutine to await.
-            name: The name of the task in which it runs, if that is a new one.
+            is_broken: Whether exiting the outermost cancel scope raised an exception.
         """
 
     @abstractmethod
@@ -152,17 +185,11 @@ class EventLoop(ABC):
 
     @abstractmethod
     def is_ending(self, task: object) -> bool:
-        """Returns whether the shutdown of the loop cancelled `task`.
-
-        Call it in the task that called `contain()`.
-        """
+        """Returns whether the shutdown of the loop cancelled `task`. Call it in that task."""
 
     @abstractmethod
     def reraise(self, error: BaseException, task: object) -> None:
-        """Lets an exception propagate as far as the backend allows.
-
-        Call it at the end of the task that called `contain()`.
-        """
+        """Lets an exception propagate as far as the backend allows. Call it at the end of `task`."""
 
     @abstractmethod
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
@@ -242,17 +269,19 @@ def _trio_event_loop() -> EventLoop:
 _trio_variables: "dict[str, RunVar[_TrioEventLoop | None]]" = {}
 
 
-@cache
-def _anyio_backend(_: type[EventLoop]) -> type[AsyncBackend]:
-    # Cached: looking up the backend takes longer than the calls that need it.
-    return current_token().backend_class
+@coroutine
+def _one_iteration() -> Generator[None]:
+    """Does what `asyncio.sleep(0)` does, in less time."""
+    yield
 
 
 class _AsyncioOwnerTask(asyncio.Task[None]):
     """A task that calls `on_cancel` when other code cancels it."""
 
+    __slots__ = ("loop_is_ending", "on_cancel")
+
     on_cancel: Callable[[], object]
-    loop_is_ending = False
+    loop_is_ending: bool
 
     @override
     def cancel(self, msg: object = None) -> bool:
@@ -278,6 +307,8 @@ class _AsyncioEventLoop(EventLoop):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._reference = ref(loop)  # so that a manager does not keep the loop of its last run
+        self.create_cancel_scope = type(CancelScope())  # anyio's class for asyncio
+        self.checkpoint = _one_iteration
 
     @property
     @override
@@ -291,23 +322,23 @@ class _AsyncioEventLoop(EventLoop):
         return loop
 
     @override
-    async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
-        future = self._loop.create_future()
-
-        def wake_up() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        wake_ups.add(wake_up)
+    async def wait(self, waiters: set[Any], deadline: float | None) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        waiters.add(future)
         timer = None
         if deadline is not None and deadline < inf:
-            timer = self._loop.call_at(deadline, wake_up)
+            timer = self._loop.call_at(deadline, self.wake_up, future)
         try:
             await future
         finally:
-            wake_ups.discard(wake_up)
+            waiters.discard(future)
             if timer is not None:
                 timer.cancel()
+
+    @override
+    def wake_up(self, waiter: Any) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
 
     @override
     def _is_closed(self) -> bool:
@@ -315,8 +346,8 @@ class _AsyncioEventLoop(EventLoop):
         return loop is None or loop.is_closed()
 
     @override
-    def contain(self, coroutine: Coroutine[object, None, None], name: str) -> Awaitable[None]:
-        return coroutine
+    def leave_scopes(self, *, is_broken: bool) -> None:
+        pass
 
     @override
     def is_current(self) -> bool:
@@ -366,6 +397,7 @@ class _AsyncioEventLoop(EventLoop):
     ) -> object:
         task = _AsyncioOwnerTask(coroutine, loop=self._loop, name=name, context=context)
         task.on_cancel = on_cancel
+        task.loop_is_ending = False
         self.owner_tasks.add(task)
         return task
 
@@ -376,6 +408,8 @@ class _TrioEventLoop(EventLoop):
 
         self._trio = trio
         self.cancelled_type = trio.Cancelled
+        self.create_cancel_scope = trio.CancelScope
+        self.checkpoint = trio.lowlevel.checkpoint
         self._token = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
         super().__init__()
@@ -390,9 +424,9 @@ class _TrioEventLoop(EventLoop):
         return running() is self._token
 
     @override
-    async def wait(self, wake_ups: set[Callable[[], object]], deadline: float | None) -> None:
+    async def wait(self, waiters: set[Any], deadline: float | None) -> None:
         event = self._trio.Event()
-        wake_ups.add(event.set)
+        waiters.add(event)
         try:
             if deadline is None:  # closing a task outside its loop must not touch a scope
                 await event.wait()
@@ -400,7 +434,11 @@ class _TrioEventLoop(EventLoop):
                 with self._trio.CancelScope(deadline=deadline):
                     await event.wait()
         finally:
-            wake_ups.discard(event.set)
+            waiters.discard(event)
+
+    @override
+    def wake_up(self, waiter: Any) -> None:
+        waiter.set()
 
     @override
     def _is_closed(self) -> bool:
@@ -423,24 +461,18 @@ class _TrioEventLoop(EventLoop):
         return self._trio.lowlevel.current_task()
 
     @override
-    async def contain(self, coroutine: Coroutine[object, None, None], name: str) -> None:
-        # If a task ends with an open nursery or a corrupted stack of cancel scopes, trio raises an error
-        # in its place. From a system task, that error would crash the whole trio run. So the task that
-        # runs foreign code is a child.
-        is_done = False
-
-        async def run() -> None:
-            nonlocal is_done
-            await coroutine
-            is_done = True
-
-        try:
-            async with self._trio.open_nursery() as nursery:
-                nursery.start_soon(self._trio.lowlevel.enable_ki_protection(run), name=name)
-        except BaseException:
-            # Afterwards, only trio raises here: for a broken stack, or because the trio run ends.
-            if not is_done:
-                raise
+    def leave_scopes(self, *, is_broken: bool) -> None:
+        task: Any = self._trio.lowlevel.current_task()
+        if not is_broken and not task.child_nurseries:
+            return
+        # Otherwise, trio would raise an error at the end of the task, and an error in a system task
+        # crashes the whole trio run. In a system task, only private names can prevent that. A child task
+        # would contain the error, but would make each start and stop much slower.
+        for nursery in task.child_nurseries:
+            nursery.cancel_scope.cancel()
+            nursery._closed = True  # refuses new tasks
+        task._child_nurseries.clear()
+        task._activate_cancel_status(task.parent_nursery._cancel_status)
 
     @override
     def is_ending(self, task: object) -> bool:
@@ -481,9 +513,7 @@ class _TrioEventLoop(EventLoop):
         context: Context,
         on_cancel: Callable[[], object],
     ) -> object:
-        task = self._trio.lowlevel.spawn_system_task(
-            lambda: coroutine, name="ownertask supervisor", context=context
-        )
+        task = self._trio.lowlevel.spawn_system_task(lambda: coroutine, name=name, context=context)
         self.owner_tasks.add(task)
         return task
 

@@ -61,6 +61,8 @@ def _name_of(factory: object) -> str:
             function = cast("partial[object]", function).func
         elif isinstance(function, MethodType):
             function = function.__func__
+        else:
+            break
     is_named = isinstance(function, FunctionType | BuiltinFunctionType | type)
     name = str(getattr(function if is_named else type(function), "__name__", "?"))
     if isinstance(function, FunctionType) and name == "<lambda>":

@@ -18,9 +18,10 @@ from weakref import finalize, ref
 if TYPE_CHECKING:
     from ._backend import EventLoop
 
-__all__ = ["Leftover", "end_leftovers"]
+__all__ = ["Leftover", "end_leftovers", "leftovers"]
 
-_left: "dict[ref[EventLoop], set[Leftover]]" = {}
+leftovers: "dict[ref[EventLoop], set[Leftover]]" = {}
+"""The registered functions of each event loop."""
 
 
 class Leftover:
@@ -38,7 +39,7 @@ class Leftover:
         self._loop = ref(loop)
         self._finalizer = finalize(owner, _end, os.getpid(), end)
         self._finalizer.atexit = False
-        _left.setdefault(self._loop, set()).add(self)
+        leftovers.setdefault(self._loop, set()).add(self)
 
     def end(self) -> None:
         """Calls the function, unless it was called before."""
@@ -54,25 +55,25 @@ class Leftover:
         self._remove()
 
     def _remove(self) -> None:
-        registered = _left.get(self._loop, set())
+        registered = leftovers.get(self._loop, set())
         registered.discard(self)
         if not registered:
-            _left.pop(self._loop, None)
+            leftovers.pop(self._loop, None)
 
 
 def end_leftovers() -> None:
     """Ends what closed event loops left behind."""
-    for reference in tuple(_left):
+    for reference in tuple(leftovers):
         loop = reference()
         if loop is None or not loop.is_alive():
-            for leftover in tuple(_left.pop(reference, ())):
+            for leftover in tuple(leftovers.pop(reference, ())):
                 leftover.end()
 
 
 @atexit.register  # at import, so that functions which the application registers later run first
 def _end_all() -> None:
-    for reference in tuple(_left):
-        for leftover in tuple(_left.get(reference, ())):
+    for reference in tuple(leftovers):
+        for leftover in tuple(leftovers.get(reference, ())):
             leftover.end()
 
 

@@ -46,7 +46,7 @@ async def lent(
             )
         life.loan = loan = Loan(borrower, run, current_event_loop())
     if run is not None:
-        run.parts.add(life.key)
+        run.parts += (life.key,)
         run.series.add_inner(manager)
     try:
         async with checked_opened(manager.open_connection()) as connection:

@@ -15,7 +15,7 @@ from weakref import ref
 
 from ._arguments import checked_reconnect, checked_timeout, checked_watch
 from ._blocks import Blocks
-from ._leftovers import end_leftovers
+from ._leftovers import end_leftovers, leftovers
 from ._owner import runs_around_caller
 from ._series import Series
 from .errors import ManagerInUseError, WrongEventLoopError
@@ -87,7 +87,6 @@ class Life(Generic[T]):
             original, this reference shows it.
         run: The current or last run.
         stops: The number of `stop()` calls. Each one ends all `start()` calls made before it.
-        blocks: The `async with` blocks.
         loan: The use by another manager, which may be over.
         member: The membership in a group or pool, which may be over.
         members: The members of this manager, if it is an open group or pool.
@@ -95,12 +94,26 @@ class Life(Generic[T]):
         learned: What `ConnectionManager.current` knows about the connections, after its first use.
     """
 
+    __slots__ = (
+        "_blocks",
+        "_connection_type",
+        "key",
+        "learned",
+        "listeners",
+        "loan",
+        "manager",
+        "member",
+        "members",
+        "run",
+        "stops",
+    )
+
     def __init__(self, manager: "ConnectionManager[T]") -> None:
         self.key = object()
         self.manager = ref(manager)
         self.run: Run[T] | None = None
         self.stops = 0
-        self.blocks = Blocks()
+        self._blocks: Blocks | None = None
         self.loan: Loan | None = None
         self.member: Member[T] | None = None
         self.members: Members[Any] | None = None  # Any: they may have another type of connection
@@ -122,6 +135,15 @@ class Life(Generic[T]):
         manager = self.manager()
         assert manager is not None  # one of its methods is running
         return manager
+
+    @property
+    def blocks(self) -> Blocks:
+        """The `async with` blocks."""
+        if self._blocks is None:
+            with claiming:
+                if self._blocks is None:  # no other thread was faster
+                    self._blocks = Blocks()
+        return self._blocks
 
     @property
     def borrower(self) -> str | None:
@@ -164,7 +186,8 @@ class Life(Generic[T]):
         Raises:
             WrongEventLoopError: The run belongs to another event loop.
         """
-        end_leftovers()
+        if leftovers:
+            end_leftovers()
         run = self.run
         if run is None or not run.is_alive:
             return None
@@ -186,18 +209,21 @@ class Life(Generic[T]):
             ValueError: `start_timeout` is negative or NaN.
         """
         manager = self._manager
-        start_timeout = checked_timeout("start_timeout", manager.start_timeout)
-        policy = checked_reconnect(manager.reconnect)
-        watch = watch_of(manager)
+        if (start_timeout := manager.start_timeout) is not None:
+            checked_timeout("start_timeout", start_timeout)
+        if (policy := manager.reconnect) is not None:
+            checked_reconnect(policy)
+        watch = None if manager.watch is None else watch_of(manager)
         with claiming:
-            if self.borrower is not None:
+            if self.loan is not None and self.borrower is not None:
                 raise ManagerInUseError(
                     self.name,
                     f"cannot be started on its own because it is part of {self.borrower}; "
                     "start that manager instead",
                 )
-            self.alive_run("start")  # raises if a thread with another event loop was faster
-            member = self.check_not_refused()
+            if self.run is not None and not self.run.is_over:
+                self.alive_run("start")  # raises if a thread with another event loop was faster
+            member = None if self.member is None else self.check_not_refused()
             old = ConnectionState.NEW if self.run is None else self.run.last_state
             series = Series(
                 self,

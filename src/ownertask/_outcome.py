@@ -47,16 +47,19 @@ class Outcome:
         self.was_stopped = False
         self.loss: Loss | None = None
         self.expired_timeout: float | None = None
-        self.facts: list[str] = []
+        self.facts: tuple[str, ...] = ()
 
-    def failure(
-        self, error: BaseException | None, *, is_opening: bool, loop_ends: bool, last: Failure | None
-    ) -> Failure | None:
-        """Decides how the run ended. Returns `None` if it did not fail.
+    @property
+    def is_normal(self) -> bool:
+        """`True` unless the run was lost or timed out."""
+        return self.loss is None and self.expired_timeout is None
+
+    def failure(self, error: BaseException | None, *, loop_ends: bool, last: Failure | None) -> Failure:
+        """Decides how the run failed.
 
         Args:
-            error: The exception that the context manager raised, if any.
-            is_opening: Whether nothing ended the attempt to open the connection.
+            error: The exception that the context manager raised, if any. Without an exception, a loss or
+                a timeout, something unknown ended the attempt to open the connection.
             loop_ends: Whether the shutdown of the event loop ended the run.
             last: The failure of the previous run, if no other run follows this one.
         """
@@ -64,8 +67,6 @@ class Outcome:
             return Failure(self._timeout_error(self.expired_timeout, error, last), is_ours=True)
         loss = self.loss
         if loss is None and error is None:
-            if not is_opening:
-                return None
             loss = Loss(CANCELLED_WHILE_OPENING, None)
         # While opening, a loss without a reason says less than the exception.
         is_bare = loss is None or (loss.cause is None and loss.message is LOST and not self.was_open)
@@ -78,16 +79,14 @@ class Outcome:
             loss = Loss(loss.message, error)
         return Failure(self._error_of(loss), is_ours=True)
 
-    def explain(self, failure: Failure | None, error: BaseException | None, level: int) -> None:
-        """Adds notes to the exceptions of a run that is over, and logs failures that no caller may see.
+    def explain(self, failure: Failure, error: BaseException | None, level: int) -> None:
+        """Adds notes to the exceptions of a run that failed, and logs failures that callers might miss.
 
         Args:
-            failure: The failure of the run, if it failed.
+            failure: The failure of the run.
             error: The exception that the context manager raised, if any.
             level: The log level for a loss.
         """
-        if failure is None:
-            return
         for fact in self.facts:
             add_note(failure.exception, fact)
         if error is not None:

@@ -17,15 +17,14 @@ from contextvars import ContextVar
 from functools import cache
 from math import inf
 from threading import main_thread
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ._arguments import checked_opened
 from ._failure import Failure, leaf
 from ._log import DEBUG, ERROR, WARNING, log
 from ._outcome import CANCELLED_OUTSIDE, LOST, Loss
 from ._reason import is_a
-from ._run_view import CLOSED, CLOSING, FAILED, OPEN, OPENING, RunView
-from ._signal_handlers import in_signal_handler
+from ._run_view import CLOSED, CLOSING, FAILED, OPEN, OPENING, OVER, RunView
 from ._start_clock import StartClock
 from ._timer import RunTimer
 from .state import TRANSITIONS, ConnectionState
@@ -49,7 +48,8 @@ each level of managers inside it, so that it can report which manager did not en
 
 # The runs that the current code is part of. Child tasks and callbacks of an owner task inherit
 # this variable.
-_runs_around: ContextVar[tuple["Run[object]", ...]] = ContextVar("ownertask_runs_around", default=())
+# Any: they may have any type of connection.
+_runs_around: ContextVar[tuple["Run[Any]", ...]] = ContextVar("ownertask_runs_around", default=())
 runs_around_caller: Final = _runs_around.get
 
 
@@ -91,7 +91,6 @@ class Run(RunView[T]):
         "_force_at",
         "_forced",
         "_opened_at",
-        "_owner",
         "_quiet_scope",
         "_raised",
         "_scope",
@@ -112,8 +111,8 @@ class Run(RunView[T]):
             series: The series to which the run belongs.
             delay: Time to wait before the connection is opened, in seconds.
         """
-        super().__init__(series, current_event_loop(), is_delayed=delay is not None)
-        self.parts = {series.key}
+        super().__init__(series, _event_loop_finder()(), is_delayed=delay is not None)
+        self.parts: tuple[object, ...] = (series.key,)
         self.held: tuple[Members[Any], ...] = ()  # Any: they may have any type of connection
         self.cancelled_type = self.loop.cancelled_type
         self.timer = RunTimer(self.loop)
@@ -128,19 +127,19 @@ class Run(RunView[T]):
         # Nested in the other scope. If the owner swallows its cancellation, the backend delivers it
         # again and again in a busy loop. Shielding this scope ends that.
         self._quiet_scope = self.loop.create_cancel_scope()
-        context = series.new_context()
-        around = [run for run in context.get(_runs_around, ()) if not run.is_over]
-        context.run(_runs_around.set, (*around, cast("Run[object]", self)))
-        self._owner: object = None
+        self._coroutine = self._own()
         self._task = self.loop.start_task(
-            self._own(), name=self.task_name, context=context, on_cancel=self._cancelled_outside
+            self._coroutine,
+            name=self.task_name,
+            context=series.new_context(),
+            on_cancel=self._cancelled_outside,
         )
         self.start_clock: StartClock | None = None
         if series.start_timeout is not None:
-            self.start_clock = StartClock(series.start_timeout, cast("Run[object]", self), self.loop)
-        if delay is None:
-            self._resume_start_clock()
-        else:
+            self.start_clock = StartClock(series.start_timeout, self, self.loop)
+            if delay is None:
+                self.start_clock.resume()
+        if delay is not None:
             self.timer.set(delay, self._end_delay)
 
     @property
@@ -154,18 +153,19 @@ class Run(RunView[T]):
 
     def is_owner_task(self) -> bool:
         """Returns whether the caller is the owner task."""
-        return self.surrounds_caller() and self.loop.current_task() is self._owner
+        return self.surrounds_caller() and self.loop.current_task() is self._task
 
     # Commands. None of them awaits, because each is one decision.
 
     def announce_opening(self, old: ConnectionState) -> None:
         """Logs and announces the first change, which the caller has queued in the series."""
-        self._announce(old, OPENING)
+        log(DEBUG, "%s: %s -> %s", self.name, old._value_, OPENING._value_)
+        self.series.announce()
 
     def notify(self) -> None:
         """Wakes the waiting tasks, which check their conditions again."""
-        for wake_up in tuple(self._wake_ups):
-            wake_up()
+        for waiter in tuple(self._waiters):
+            self.loop.wake_up(waiter)
 
     def close(self) -> None:
         """Begins to close the connection, or cancels the attempt to open it. No other run follows."""
@@ -229,7 +229,7 @@ class Run(RunView[T]):
 
         In a signal handler, only `call_soon_threadsafe()` is safe. It also ends a loop's wait for I/O.
         """
-        if self.loop.is_current() and not in_signal_handler():
+        if self.loop.is_current() and not self.loop.in_signal_handler():
             command()
         else:
             self.loop.call_soon_threadsafe(command)
@@ -237,10 +237,17 @@ class Run(RunView[T]):
     # The owner task.
 
     async def _own(self) -> None:
-        self._coroutine = coroutine = self._hold()
-        await self.loop.contain(coroutine, self.task_name)
-        await self.timer.end()
-        error, task, series = leaf(self._raised, self.cancelled_type), self._task, self.series
+        around = runs_around_caller()
+        if around:
+            around = tuple(run for run in around if not run.is_over)
+        _runs_around.set((*around, self))
+        del around
+        is_broken = await self._hold()
+        self.loop.leave_scopes(is_broken=is_broken)
+        if self.timer.is_set:
+            await self.timer.end()
+        error = None if self._raised is None else leaf(self._raised, self.cancelled_type)
+        task, series = self._task, self.series
         self._raised = self._coroutine = self.start_clock = None
         try:
             self._settle(error)
@@ -258,15 +265,35 @@ class Run(RunView[T]):
         finally:
             del self, error, task, series  # this frame is reachable from the traceback of the exception
 
-    async def _hold(self) -> None:
-        """Enters the context manager, waits, and exits it. Stores the exception that it raised."""
-        self._owner = self.loop.current_task()
+    async def _hold(self) -> bool:
+        """Enters the context manager, waits, and exits it. Stores the exception that it raised.
+
+        Returns:
+            Whether exiting the cancel scopes around the context manager raised an exception.
+        """
         try:
             with self._scope, self._quiet_scope:
                 try:
                     while self.is_delayed:
                         await self.changed()
-                    await self._enter_and_exit()
+                    async with checked_opened(self.series.open_connection()) as connection:
+                        try:
+                            self._publish(connection)
+                            watch = self.series.watch
+                            if watch is not None and self.state is OPEN:
+                                from ._watching import watched  # imports anyio; few managers need it
+
+                                async with watched(watch, connection, self.lose):
+                                    await self._closing()
+                            del connection
+                            while self.state is OPEN:
+                                await self.changed()
+                        except BaseException:
+                            # A normal close raises nothing, and during a forced one lose() does
+                            # nothing. So the event loop is ending, or the transport crashed and its
+                            # exit will raise the cause.
+                            self.lose(None)
+                            raise
                 except BaseException as exc:
                     # The scopes must see no exception except a cancellation.
                     if leaf(exc, self.cancelled_type) is None or not self.loop.is_current():
@@ -276,29 +303,11 @@ class Run(RunView[T]):
             self.loop.check_not_collected()
             if self._raised is None:
                 self._raised = exc
+            return True
+        else:
+            return False
         finally:
             del self  # this frame is in the traceback of the exception
-
-    async def _enter_and_exit(self) -> None:
-        try:
-            async with checked_opened(self.series.open_connection()) as connection:
-                try:
-                    self._publish(connection)
-                    watch = self.series.watch
-                    if watch is not None and self.state is OPEN:
-                        from ._watching import watched  # imports anyio, and few managers need it
-
-                        async with watched(watch, connection, self.lose):
-                            await self._closing()
-                    del connection
-                    await self._closing()
-                except BaseException:
-                    # A normal close raises nothing, and during a forced one lose() does nothing. So the
-                    # event loop is ending, or the transport crashed and its exit will raise the cause.
-                    self.lose(None)
-                    raise
-        finally:
-            del self
 
     def _publish(self, connection: T) -> None:
         if self.state is not OPENING:
@@ -307,7 +316,8 @@ class Run(RunView[T]):
         if self.series.policy is not None:
             self._opened_at = self.loop.time()
         self.series.opened(connection)
-        self.timer.cancel()
+        if self.timer.is_set:
+            self.timer.cancel()
         self._move(OPEN, connection=connection)
 
     async def _closing(self) -> None:
@@ -316,12 +326,9 @@ class Run(RunView[T]):
 
     def _end_delay(self) -> None:
         self.is_delayed = False
-        self._resume_start_clock()
-        self.notify()
-
-    def _resume_start_clock(self) -> None:
         if self.start_clock is not None:
             self.start_clock.resume()
+        self.notify()
 
     def _cancelled_outside(self) -> None:
         if not self.is_over:
@@ -349,22 +356,22 @@ class Run(RunView[T]):
 
     def _settle(self, error: BaseException | None) -> None:
         """Decides how the run ended, given the exception that the context manager raised, if any."""
-        loop_ends = self.loop.is_ending(self._task)
+        task = self._task
+        self.loop.owner_tasks.discard(task)
+        self._task = None
+        if error is None and self.state is CLOSING and self.outcome.is_normal:
+            self._move(CLOSED)
+            return
+        loop_ends = self.loop.is_ending(task)
         # While Python exits, a daemon thread may see the loss of a server that the exit ended.
         is_exiting = loop_ends or not main_thread().is_alive()
-        self.loop.owner_tasks.discard(self._task)
-        self._task = self._owner = None
-        failure = self.outcome.failure(
-            error,
-            is_opening=self.state is OPENING,
-            loop_ends=loop_ends,
-            last=None if self.series.policy is not None else self.series.last_failure,
-        )
+        last = None if self.series.policy is not None else self.series.last_failure
+        failure = self.outcome.failure(error, loop_ends=loop_ends, last=last)
         # The next run begins before this one is over, so that no call can begin another in between.
         is_followed = False
-        if failure is not None and not is_exiting and self.series.policy is not None:
+        if not is_exiting and self.series.policy is not None:
             is_followed = self.series.begin_next(self, failure)
-        self._move(CLOSED if failure is None else FAILED, failure=failure)
+        self._move(FAILED, failure=failure)
         # The outcome is final. The code below only adds notes and logs, and may fail.
         try:
             self.outcome.explain(failure, error, DEBUG if is_exiting else WARNING)
@@ -378,12 +385,13 @@ class Run(RunView[T]):
         old = self.state
         assert state in TRANSITIONS[old], f"{self.name}: {old} -> {state}"
         self._status = (state, connection, failure)
-        self.series.queue(old, state)
-        if self.series.newest is not self:
-            self.series.queue(state, OPENING)
+        self.state = state
+        self.is_over = state in OVER
+        series = self.series
+        is_observed = series.queue(old, state)
+        if series.newest is not self:
+            series.queue(state, OPENING)
         self.notify()
-        self._announce(old, state)
-
-    def _announce(self, old: ConnectionState, new: ConnectionState) -> None:
-        log(DEBUG, "%s: %s -> %s", self.name, old.value, new.value)
-        self.series.announce()
+        log(DEBUG, "%s: %s -> %s", self.name, old._value_, state._value_)  # `value` takes much longer
+        if is_observed:
+            series.announce()

@@ -1,11 +1,12 @@
 """A run as other code sees it: its state, its connection, and how it failed.
 
-The properties may be read in any thread. The part of a run that can change is one tuple, which is
-replaced as a whole.
+The properties may be read in any thread. They read one tuple, which contains the state, the connection
+and the failure, and is replaced as a whole. In the event loop of the run, the attributes `state` and
+`is_over` are faster.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, cast
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
 from ._call_stack import waiting_place
 from ._failure import Failure
@@ -34,6 +35,8 @@ class RunView(Generic[T]):
         name: The manager's name.
         series: The series to which this run belongs, until the last run of the series is over.
         loop: The event loop.
+        state: The state of the run. Outside its event loop, use `visible_state`.
+        is_over: Whether the owner task has exited the context manager.
         outcome: What has happened so far.
         is_delayed: Whether the attempt to open the connection has not begun.
         gave_up: Whether the owner task is still running `CANCEL_GRACE` seconds after it was cancelled.
@@ -42,13 +45,15 @@ class RunView(Generic[T]):
     __slots__ = (
         "_coroutine",
         "_status",
-        "_wake_ups",
+        "_waiters",
         "gave_up",
         "is_delayed",
+        "is_over",
         "loop",
         "name",
         "outcome",
         "series",
+        "state",
     )
 
     def __init__(self, series: "Series[T]", loop: "EventLoop", *, is_delayed: bool) -> None:
@@ -58,8 +63,11 @@ class RunView(Generic[T]):
         self.outcome = Outcome(self.name)
         self.is_delayed = is_delayed
         self.gave_up = False
-        self._status: tuple[ConnectionState, T | None, Failure | None] = (OPENING, None, None)
-        self._wake_ups: set[Callable[[], object]] = set()
+        self.state: ConnectionState = OPENING
+        self.is_over = False
+        # Any: the connection, which is `None` unless the run is open.
+        self._status: tuple[ConnectionState, Any, Failure | None] = (OPENING, None, None)
+        self._waiters: set[Any] = set()
         self._coroutine: object = None
 
     @property
@@ -78,16 +86,6 @@ class RunView(Generic[T]):
         return f"owner task of {self.name}"
 
     @property
-    def state(self) -> ConnectionState:
-        """The state of the run. Outside its event loop, use `visible_state`."""
-        return self._status[0]
-
-    @property
-    def is_over(self) -> bool:
-        """`True` if the owner task has exited the context manager."""
-        return self._status[0] in OVER
-
-    @property
     def is_alive(self) -> bool:
         """`True` if the owner task can still run. In a forked child or a closed loop it can't."""
         return not self.is_over and self.loop.is_alive()
@@ -95,14 +93,15 @@ class RunView(Generic[T]):
     @property
     def last_state(self) -> ConnectionState:
         """The state of the manager after this run, whose owner task can no longer run."""
-        return self._status[0] if self.is_over else CLOSED
+        state = self._status[0]
+        return state if state in OVER else CLOSED
 
     @property
     def visible_state(self) -> ConnectionState:
         """The state of the manager during and after this run."""
         return self._visible_status()[0]
 
-    def _visible_status(self) -> tuple[ConnectionState, T | None, Failure | None]:
+    def _visible_status(self) -> tuple[ConnectionState, Any, Failure | None]:
         can_change = self.loop.is_alive()
         status = self._status  # read last, so that a failure just before the loop closes is still seen
         return status if can_change or status[0] in OVER else (CLOSED, None, None)
@@ -159,7 +158,7 @@ class RunView(Generic[T]):
         if state is not OPEN:
             return None
         self.series.received = True
-        return (cast("T", connection),)
+        return (connection,)
 
     def has_passed(self, deadline: float | None) -> bool:
         """Returns whether `deadline` (a time of the loop) has passed."""
@@ -170,7 +169,7 @@ class RunView(Generic[T]):
 
         A wake-up may be spurious, so callers check the condition again; see `_waiting.py`.
         """
-        return self.loop.wait(self._wake_ups, deadline)
+        return self.loop.wait(self._waiters, deadline)
 
     def start_timeout_error(self, timeout: float) -> StartTimeoutError:
         """Returns the error for a call whose timeout has expired."""

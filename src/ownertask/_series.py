@@ -147,13 +147,18 @@ class Series(Generic[T]):
         assert self._life is not None
         self._life.learn(connection)
 
-    def queue(self, old: ConnectionState, new: ConnectionState) -> None:
-        """Records a change for the listeners, before any foreign code runs; see `announce()`."""
+    def queue(self, old: ConnectionState, new: ConnectionState) -> bool:
+        """Records a change for the listeners, before any foreign code runs; see `announce()`.
+
+        Returns:
+            Whether there are listeners.
+        """
         listeners = None if self._life is None else self._life.listeners
         if listeners is None or self._manager is None:
-            return
+            return False
         if self.newest.loop.is_alive():  # otherwise, the garbage collector ends the owner task
             listeners.queue(self._manager, old, new)
+        return True
 
     def announce(self) -> None:
         """Calls the listeners of the manager for each change that was queued."""

@@ -1,7 +1,7 @@
 """The clock of `start_timeout`, which `pause_start_timeout()` can stop."""
 
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .state import ConnectionState
 
@@ -15,7 +15,7 @@ __all__ = ["StartClock"]
 class StartClock:
     """Ends an attempt after `start_timeout`, not counting the time during which the clock was paused."""
 
-    def __init__(self, timeout: float, run: "Run[object]", loop: "EventLoop") -> None:
+    def __init__(self, timeout: float, run: "Run[Any]", loop: "EventLoop") -> None:
         """Creates a paused clock. The first `resume()` starts it.
 
         Args:

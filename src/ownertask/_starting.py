@@ -6,12 +6,12 @@ first connection is open, the attempts end.
 
 from typing import NoReturn, TypeVar
 
-from ._arguments import checked_timeout
+from ._arguments import checked_seconds
 from ._life import Life
 from ._owner import STOP_TIMEOUT, Run, current_event_loop
+from ._run_view import CLOSING, OPEN, OPENING
 from ._waiting import over_or_given_up, seen_through
 from .errors import ConnectionStoppedError, OwnerTaskError
-from .state import ConnectionState
 
 __all__ = ["start", "wait_open"]
 
@@ -27,22 +27,25 @@ async def start(life: Life[T], timeout: float | None, *, is_kept: bool) -> T:
         is_kept: Whether the connection stays open after the last `async with` block exits, if this call
             begins the run.
     """
-    checked_timeout("timeout", timeout)
+    deadline = None if timeout is None else _deadline(timeout)
     stops = life.stops
-    deadline = _deadline(timeout)
-    while (run := life.alive_run("start")) is not None and run.state is ConnectionState.CLOSING:
+    while (run := life.alive_run("start")) is not None and run.state is CLOSING:
         life.check_not_refused()
         if (received := await _behind_close(life, run, stops, timeout, deadline)) is not None:
             return received[0]
     if life.stops != stops:
         raise ConnectionStoppedError(life.name)
+    keeps = run is None and is_kept
     if run is None:
-        return await _join(life, life.begin(is_kept=is_kept), timeout, deadline, keeps=is_kept)
-    if (received := run.received_connection()) is not None:
+        run = life.begin(is_kept=is_kept)
+    elif (received := run.received_connection()) is not None:
         return received[0]
-    if run.surrounds_caller():
+    elif run.surrounds_caller():
         raise OwnerTaskError(life.name, "start")
-    return await _join(life, run, timeout, deadline, keeps=False)
+    received, run = await _take_part(life, run, timeout, deadline, keeps=keeps)
+    if received is None:
+        run.raise_for_starter()
+    return received[0]
 
 
 async def wait_open(life: Life[T], timeout: float | None) -> tuple[T] | None:
@@ -51,11 +54,10 @@ async def wait_open(life: Life[T], timeout: float | None) -> tuple[T] | None:
     Returns:
         The connection in a tuple, or `None` if none is open and none will be.
     """
-    checked_timeout("timeout", timeout)
-    deadline = _deadline(timeout)
+    deadline = None if timeout is None else _deadline(timeout)
     while True:
         run = life.alive_run("wait_open")
-        if run is None or run.state is ConnectionState.OPEN:
+        if run is None or run.state is OPEN:
             if run is not None:
                 return (run.connection,)
             last = life.run
@@ -63,7 +65,7 @@ async def wait_open(life: Life[T], timeout: float | None) -> tuple[T] | None:
                 return None
             await last.loop.checkpoint()  # a start() that was also woken up will begin a run
             continue
-        if run.state is ConnectionState.CLOSING and not run.queued and run.series.policy is None:
+        if run.state is CLOSING and not run.queued and run.series.policy is None:
             return None
         if run.surrounds_caller():
             raise OwnerTaskError(life.name, "wait_open")
@@ -74,8 +76,9 @@ async def wait_open(life: Life[T], timeout: float | None) -> tuple[T] | None:
         await run.changed(deadline)
 
 
-def _deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else current_event_loop().time() + timeout
+def _deadline(timeout: float) -> float:
+    checked_seconds("timeout", timeout, " or None")
+    return current_event_loop().time() + timeout
 
 
 async def _behind_close(
@@ -115,10 +118,10 @@ async def _wait_for_close(
     await run.changed(deadline)
 
 
-async def _join(
+async def _take_part(
     life: Life[T], run: Run[T], timeout: float | None, deadline: float | None, *, keeps: bool
-) -> T:
-    """Waits for a connection. Raises the failure of the last attempt if the series ends without one.
+) -> tuple[tuple[T] | None, Run[T]]:
+    """Counts as a caller that waits for a connection, through all attempts of the series.
 
     Args:
         life: The private state of the manager.
@@ -126,17 +129,6 @@ async def _join(
         timeout: The caller's timeout.
         deadline: The time at which it expires.
         keeps: Whether this call keeps the connection open after the last block exits.
-    """
-    received, run = await _take_part(life, run, timeout, deadline, keeps=keeps)
-    if received is None:
-        run.raise_for_starter()
-    return received[0]
-
-
-async def _take_part(
-    life: Life[T], run: Run[T], timeout: float | None, deadline: float | None, *, keeps: bool
-) -> tuple[tuple[T] | None, Run[T]]:
-    """Counts as a caller that waits for a connection, through all attempts of the series.
 
     Returns:
         The connection in a tuple, or `None` if the series ended without one; and the last run.
@@ -183,7 +175,9 @@ def _raise_expired(run: Run[T], timeout: float) -> NoReturn:
 
 async def _attempt(run: Run[T], deadline: float | None) -> None:
     """Waits until an attempt has succeeded, its owner task ends, or `deadline` passes."""
-    while run.state is ConnectionState.OPENING and not run.has_passed(deadline):
+    if run.state is OPENING and not run.has_passed(deadline):
+        await run.loop.checkpoint()  # many attempts take only one iteration of the event loop
+    while run.state is OPENING and not run.has_passed(deadline):
         await run.changed(deadline)
-    if run.state not in {ConnectionState.OPENING, ConnectionState.OPEN}:
+    if run.state is not OPENING and run.state is not OPEN:
         await over_or_given_up(run, deadline)

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, TypeVar
 
-from ._arguments import checked_timeout
+from ._arguments import checked_seconds
 from ._life import Life
 from ._owner import STOP_TIMEOUT, Run, current_event_loop
 from ._reason import is_a
+from ._run_view import CLOSING, FAILED, OPENING
 from ._starting import start
 from ._waiting import forced, forced_shielded, over, over_for_good, seen_through
 from .errors import OwnerTaskError, StopTimeoutError
-from .state import ConnectionState
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -21,13 +21,15 @@ T = TypeVar("T")
 
 async def stop(life: Life[T], timeout: float | None) -> None:
     """Closes the connection and waits until the owner task ends; see `ConnectionManager.stop()`."""
-    checked_timeout("timeout", timeout)
+    if timeout is not None:
+        checked_seconds("timeout", timeout, " or None")
     run = _run_to_stop(life)
     life.stops += 1
-    if life.run is not None:
+    if life.run is not None and life.run.queued:
         life.run.queued = 0
+        if run is not None:  # otherwise, the event loop of the waiting tasks may be closed
+            run.notify()  # wait_open() may wait for another run
     if run is not None:
-        run.notify()  # wait_open() may wait for another run
         await _close(run, timeout)
 
 
@@ -69,7 +71,7 @@ async def enter(life: Life[T]) -> T:
     run = life.run
     try:
         if run is not None and run.loop is waiting.loop and _is_left(life, run):
-            if run.state is ConnectionState.CLOSING:
+            if run.state is CLOSING:
                 run.series.end()  # another call closes the connection, or it was lost
             else:
                 error = await seen_through(run) or error
@@ -99,7 +101,7 @@ def _run_to_stop(life: Life[T]) -> Run[T] | None:
 
 
 async def _close(run: Run[T], timeout: float | None) -> None:
-    if run.state is ConnectionState.OPENING:
+    if run.state is OPENING:
         timeout = 0
     elif run.surrounds_caller():
         # Closing may wait for the caller, so only its cancellation ends that wait.
@@ -118,5 +120,5 @@ async def _close(run: Run[T], timeout: float | None) -> None:
         raise
     if not run.is_over:
         raise run.stop_timeout_error()
-    if run.exception is not None and is_a(run.exception, StopTimeoutError):
+    if run.state is FAILED and run.exception is not None and is_a(run.exception, StopTimeoutError):
         run.raise_exception()  # the error of a member that could not be stopped

@@ -11,19 +11,25 @@ __all__ = ["RunTimer"]
 
 
 class RunTimer:
-    """Calls one function later: to begin an attempt, to end it, or to force a close."""
+    """Calls one function later: to begin an attempt, to end it, or to force a close.
 
-    __slots__ = ("_loop", "_timer")
+    Attributes:
+        is_set: Whether a callback was ever scheduled.
+    """
+
+    __slots__ = ("_loop", "_timer", "is_set")
 
     def __init__(self, loop: "EventLoop") -> None:
         self._loop = loop
         self._timer: Timer | None = None
+        self.is_set = False
 
     def set(self, seconds: float, callback: Callable[[], object]) -> None:
         """Calls `callback` after `seconds`. It replaces a callback that was set before."""
         self.cancel()
         if seconds < inf:
             self._timer = self._loop.call_later(seconds, callback)
+            self.is_set = True
 
     def cancel(self) -> None:
         """Cancels the callback."""

@@ -6,7 +6,7 @@ Each function returns at once if the run is over.
 from typing import TypeVar
 
 from ._owner import STOP_TIMEOUT, Run
-from .state import ConnectionState
+from ._run_view import CLOSING
 
 __all__ = [
     "forced",
@@ -28,9 +28,12 @@ async def over(run: Run[T], within: float | None = None) -> None:
             await run.changed()
     elif within > 0:
         deadline = run.loop.time() + within
-        # Many owner tasks end within one iteration of the event loop, and waiting for one is cheaper
-        # than setting a timer.
-        await run.loop.checkpoint()
+        # Many owner tasks end soon, and letting them run is cheaper than setting a timer. trio may run
+        # the caller first, but then runs the owner task before the second checkpoint returns.
+        for _ in range(2):
+            await run.loop.checkpoint()
+            if run.is_over:
+                return
         while not run.is_over and not run.has_passed(deadline):
             await run.changed(deadline)
 
@@ -51,7 +54,7 @@ async def over_for_good(run: Run[T]) -> Run[T]:
 async def over_inside(run: Run[T]) -> None:
     """Waits as `over()` does, in a task that closing may have to wait for."""
     while not run.is_over:
-        if run.state is ConnectionState.CLOSING:
+        if run.state is CLOSING:
             run.force_within(STOP_TIMEOUT)
         await run.changed()
 

@@ -8,7 +8,6 @@ This module documents the methods. `_starting.py` and `_stopping.py` contain wha
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from inspect import iscoroutinefunction
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, Never, TypeVar, cast, final
 
@@ -114,12 +113,12 @@ class ConnectionManager(ABC, Generic[T_co]):
     # the state of the original, and then creates its own.
     @property
     def _life(self) -> Life[T_co]:
-        life: Life[T_co] | None = vars(self).get("_life")
+        life: Life[T_co] | None = self.__dict__.get("_life")  # faster than vars()
         if life is None or life.manager() is not self:
             with claiming:
                 life = vars(self).get("_life")
                 if life is None or life.manager() is not self:  # no other thread was faster
-                    life = Life[T_co](self)
+                    life = Life(self)
                     vars(self)["_life"] = life
         return life
 
@@ -611,6 +610,8 @@ class ConnectionManager(ABC, Generic[T_co]):
         """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        from inspect import iscoroutinefunction  # slow to import, and few managers need it
+
         if iscoroutinefunction(callback):
             raise TypeError("callback must be a plain function, not a coroutine function")
         self._life.add_listener(callback)
@@ -626,7 +627,7 @@ class ConnectionManager(ABC, Generic[T_co]):
         """Stores a note for the exception with which this run may fail. For transports."""
         run = self._run_of_caller()
         if run is not None:
-            run.outcome.facts.append(fact)
+            run.outcome.facts += (fact,)
 
     def _run_of_caller(self) -> Run[object] | None:
         return self._life.run_of_caller()

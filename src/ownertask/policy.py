@@ -4,7 +4,6 @@ The classes are written by hand. A dataclass would make `import ownertask` measu
 """
 
 from collections.abc import Callable
-from inspect import iscoroutinefunction
 from math import isinf, isnan
 from sys import maxsize
 from typing import dataclass_transform
@@ -131,6 +130,8 @@ class ReconnectPolicy(_Frozen):
         if give_up_on is not None:
             if not callable(give_up_on):
                 raise TypeError(f"give_up_on must be callable or None, not {type(give_up_on).__name__}")
+            from inspect import iscoroutinefunction  # slow to import, and few policies need it
+
             if iscoroutinefunction(give_up_on):
                 raise TypeError("give_up_on must be a plain function, not a coroutine function")
         _set(

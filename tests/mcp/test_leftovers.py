@@ -21,7 +21,8 @@ from mcp import StdioServerParameters
 from servers import HERE, TINY, python_server
 
 from ownertask import ConnectionLostError, ConnectionState, _leftovers
-from ownertask._leftovers import Leftover, _left, end_leftovers
+from ownertask._leftovers import Leftover, end_leftovers
+from ownertask._leftovers import leftovers as registered
 from ownertask.mcp import SessionConnectionManager, StdioConnectionManager, _spawning
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="on Windows, the SDK runs the server")
@@ -173,7 +174,7 @@ def test_S5_the_next_call_on_any_manager_ends_the_server_of_a_closed_loop(
     with warns_once(pid):
         other.run_until_complete(CALLS[call](manager))
     assert stubborn.is_gone()
-    assert not _left
+    assert not registered
     assert stubborn.manager.state is ConnectionState.CLOSED
     other.close()
     del loop, other
@@ -202,7 +203,7 @@ def test_S5_a_new_loop_for_each_call_leaves_one_server(create_loop, is_in_sessio
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert not _left
+    assert not registered
     del loop
     gc.collect()
 
@@ -259,7 +260,7 @@ def test_S5_a_crashed_trio_run_leaves_no_server(where, stubborn):
         gc.collect()
     assert stubborn.is_gone()
     assert [str(w.message) for w in caught] in ([], [TEXT.format(stubborn.manager.pid)])
-    assert not _left
+    assert not registered
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -277,7 +278,7 @@ def test_P8_a_run_that_ends_without_a_stop_ends_the_server_at_once(backend, capl
     assert not thread.is_alive()
     assert manager.returncode == 0
     assert "could not kill" not in caplog.text
-    assert not _left
+    assert not registered
 
 
 WAYS_TO_EXIT = {
@@ -510,7 +511,7 @@ def test_S5_a_command_that_cannot_be_started_is_not_left_behind_by_a_closed_loop
         loop = run_and_close(asyncio.new_event_loop, main)
         go_on.set()
         end_leftovers()  # does not warn
-    assert not _left
+    assert not registered
     del loop
     gc.collect()
 
@@ -585,9 +586,9 @@ async def failed_handshake(manager):
 async def test_S5_an_open_loop_leaves_no_registration_and_does_not_warn(end):
     manager = StdioConnectionManager(TINY)
     await manager.start()
-    assert len(_left) == 1
+    assert len(registered) == 1
     await end(manager)
-    assert not _left
+    assert not registered
 
 
 class Loop:
@@ -629,7 +630,7 @@ def test_a_leftover_is_ended_once_even_if_threads_race():
                 thread.start()
                 stack.callback(thread.join)
         assert sorted(ended) == list(range(5))
-        assert not _left
+        assert not registered
         del leftovers
 
 
@@ -649,7 +650,7 @@ def test_a_leftover_is_ended_at_most_once(first):
     loop.is_open = False
     end_leftovers()
     assert len(ended) == (first != "forget")
-    assert not _left
+    assert not registered
 
 
 def test_a_leftover_is_ended_if_its_loop_was_freed():
@@ -659,7 +660,7 @@ def test_a_leftover_is_ended_if_its_loop_was_freed():
     with pytest.warns(ResourceWarning, match="^the text$"):
         end_leftovers()
     assert ended
-    assert not _left
+    assert not registered
     del leftover
 
 
@@ -668,7 +669,7 @@ def test_all_leftovers_are_ended_at_exit():
     leftovers = [Leftover(loop, thing, lambda: ended.append(1) or "") for _ in range(3)]
     _leftovers._end_all()
     assert len(ended) == len(leftovers)
-    assert not _left
+    assert not registered
 
 
 def test_a_leftover_is_not_ended_by_a_forked_child(monkeypatch):
@@ -705,7 +706,7 @@ def test_S5_closing_the_coroutine_of_a_closed_loop_ends_the_server(is_open):
             else:
                 coroutine.close()
     assert "and was killed; call stop() before" in str(caught[0].message)
-    assert not _left
+    assert not registered
 
 
 def test_an_abandoned_process_is_not_created():

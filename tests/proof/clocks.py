@@ -77,7 +77,8 @@ def trio_options():
             self.has_polled = False
 
     def detect_deadlock(deadline):
-        if deadline < inf:
+        is_settling = run_module.GLOBAL_RUN_CONTEXT.runner.waiting_for_idle
+        if deadline < inf or is_settling:  # a task awaits wait_all_tasks_blocked()
             return sleep_time(deadline)
         if watch.has_polled:
             raise Deadlock

@@ -321,7 +321,7 @@ async def run_case(scenario, plan):
     async def call_in_scope():
         if is_asyncio():
             world.caller_task = asyncio.current_task()
-        with anyio.CancelScope() as world.caller_scope:
+        with world.caller_scope:
             try:
                 await Driven(scenario.caller(world), partial(world.at_point, "caller"))
             except BaseException as error:
@@ -346,6 +346,7 @@ async def run_case(scenario, plan):
             async with anyio.create_task_group() as tg:
                 for function in scenario.others:
                     tg.start_soon(other, function)
+                world.caller_scope = anyio.CancelScope()
                 world.is_armed = True
                 tg.start_soon(call)
             world.is_armed = False
@@ -395,7 +396,7 @@ async def check_end(world, records):
         )
         manager.opening = manager.closing = checkpoint
     for run in world.runs:
-        world.check("a waiting call is left", not run._wake_ups)
+        world.check("a waiting call is left", not run._waiters)
         world.check("an owner task is left", run.is_over and run._task is None)
     attempts = sum(len(manager.entered) for manager in world.managers)
     await anyio.sleep(400)  # would fire a timer that is left

@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant(
         "a failed start() does not wait for the owner task to end",
         "_starting.py",
-        "    if run.state not in {ConnectionState.OPENING, ConnectionState.OPEN}:\n        await over_or_given_up(run, deadline)\n",
+        "    if run.state is not OPENING and run.state is not OPEN:\n        await over_or_given_up(run, deadline)\n",
         "",
     ),
     Mutant(
@@ -133,8 +133,8 @@ MUTANTS = [
     Mutant(
         "stop() while opening waits for the attempt instead of cancelling it",
         "_stopping.py",
-        ("    if run.state is ConnectionState.OPENING:\n        timeout = 0\n    elif"),
-        ("    if run.state is ConnectionState.OPENING:\n        await run.changed()\n    elif"),
+        ("    if run.state is OPENING:\n        timeout = 0\n    elif"),
+        ("    if run.state is OPENING:\n        await run.changed()\n    elif"),
     ),
     Mutant(
         "every stop() forces the close",
@@ -194,14 +194,29 @@ MUTANTS = [
     Mutant(
         "a crash of the transport does not count as a loss",
         "_owner.py",
-        ("                    self.lose(None)\n                    raise\n"),
-        "                    raise\n",
+        ("                            self.lose(None)\n                            raise\n"),
+        "                            raise\n",
+    ),
+    Mutant(
+        "a run that was lost ends as if it was stopped",
+        "_outcome.py",
+        "return self.loss is None and self.expired_timeout is None",
+        "return self.expired_timeout is None",
+    ),
+    Mutant(
+        "scopes that a connection left open stay open",
+        "_owner.py",
+        "        self.loop.leave_scopes(is_broken=is_broken)\n",
+        "",
+        ["tests/test_loops.py"],
     ),
     Mutant(
         "a loss does not wake up the owner",
         "_owner.py",
         ("            self._move(CLOSING)\n            if was_opening:\n"),
-        ("            self._status = (CLOSING, None, None)\n            if was_opening:\n"),
+        (
+            "            self._status, self.state = (CLOSING, None, None), CLOSING\n            if was_opening:\n"
+        ),
     ),
     Mutant(
         "a close after a loss has no time limit",
@@ -212,14 +227,14 @@ MUTANTS = [
     Mutant(
         "a state change does not wake up waiting calls",
         "_owner.py",
-        "        self.notify()\n        self._announce(old, state)\n",
-        "        self._announce(old, state)\n",
+        "        self.notify()\n        log(DEBUG",
+        "        log(DEBUG",
     ),
     Mutant(
         "a state change wakes up only one waiting call",
         "_owner.py",
-        ("        for wake_up in tuple(self._wake_ups):\n            wake_up()\n"),
-        ("        for wake_up in tuple(self._wake_ups)[:1]:\n            wake_up()\n"),
+        "        for waiter in tuple(self._waiters):\n",
+        "        for waiter in tuple(self._waiters)[:1]:\n",
     ),
     Mutant(
         "a forced close does not cancel the owner",
@@ -307,15 +322,15 @@ MUTANTS = [
         "        return super().cancel(msg)\n",
     ),
     Mutant(
-        "a wait on asyncio does not remove its callback",
+        "a wait on asyncio does not remove its waiter",
         "_backend.py",
-        "            wake_ups.discard(wake_up)\n",
+        "            waiters.discard(future)\n",
         "            pass\n",
     ),
     Mutant(
-        "a wait on trio does not remove its callback",
+        "a wait on trio does not remove its waiter",
         "_backend.py",
-        "            wake_ups.discard(event.set)\n",
+        "            waiters.discard(event)\n",
         "            pass\n",
     ),
     Mutant(
@@ -409,7 +424,7 @@ MUTANTS = [
         "a manager that is lent can be started",
         "_life.py",
         (
-            "            if self.borrower is not None:\n"
+            "            if self.loan is not None and self.borrower is not None:\n"
             "                raise ManagerInUseError(\n"
             "                    self.name,"
         ),
@@ -511,13 +526,13 @@ MUTANTS = [
         "_life.py",
         (
             "        with claiming:\n"
-            "            if self.borrower is not None:\n"
+            "            if self.loan is not None and self.borrower is not None:\n"
             "                raise ManagerInUseError(\n"
             "                    self.name,"
         ),
         (
             "        if True:\n"
-            "            if self.borrower is not None:\n"
+            "            if self.loan is not None and self.borrower is not None:\n"
             "                raise ManagerInUseError(\n"
             "                    self.name,"
         ),
@@ -574,7 +589,7 @@ MUTANTS = [
     Mutant(
         "a loss in a signal handler takes effect at once",
         "_owner.py",
-        "        if self.loop.is_current() and not in_signal_handler():\n",
+        "        if self.loop.is_current() and not self.loop.in_signal_handler():\n",
         "        if self.loop.is_current():\n",
         SIGNALS,
     ),
@@ -745,7 +760,7 @@ MUTANTS = [
     Mutant(
         "the beginning of the next run is not announced",
         "_owner.py",
-        "            self.series.queue(state, OPENING)\n",
+        "            series.queue(state, OPENING)\n",
         "            pass\n",
         LISTENERS,
     ),
@@ -753,14 +768,14 @@ MUTANTS = [
         "listeners hear of the next run before they hear of the end of the failed one",
         "_owner.py",
         (
-            "        self.series.queue(old, state)\n"
-            "        if self.series.newest is not self:\n"
-            "            self.series.queue(state, OPENING)\n"
+            "        is_observed = series.queue(old, state)\n"
+            "        if series.newest is not self:\n"
+            "            series.queue(state, OPENING)\n"
         ),
         (
-            "        if self.series.newest is not self:\n"
-            "            self.series.queue(state, OPENING)\n"
-            "        self.series.queue(old, state)\n"
+            "        if series.newest is not self:\n"
+            "            series.queue(state, OPENING)\n"
+            "        is_observed = series.queue(old, state)\n"
         ),
         LISTENERS,
     ),
@@ -774,26 +789,22 @@ MUTANTS = [
     Mutant(
         "the start_timeout counts from the beginning of the delay",
         "_owner.py",
-        ("        else:\n            self.timer.set(delay, self._end_delay)\n"),
-        (
-            "        else:\n"
-            "            self._resume_start_clock()\n"
-            "            self.loop.call_later(delay, self._end_delay)\n"
-        ),
+        "            if delay is None:\n                self.start_clock.resume()\n",
+        "            self.start_clock.resume()\n",
         POLICY,
     ),
     Mutant(
         "an attempt after a delay has no start_timeout",
         "_owner.py",
-        ("        self.is_delayed = False\n        self._resume_start_clock()\n"),
-        "        self.is_delayed = False\n",
+        "            self.start_clock.resume()\n        self.notify()\n",
+        "            pass\n        self.notify()\n",
         POLICY,
     ),
     Mutant(
         "the delay does not end",
         "_owner.py",
-        ("        self.is_delayed = False\n        self._resume_start_clock()\n        self.notify()\n"),
-        "        self.notify()\n",
+        "        self.is_delayed = False\n",
+        "        pass\n",
         POLICY,
     ),
     Mutant(
@@ -806,8 +817,8 @@ MUTANTS = [
     Mutant(
         "the end of the event loop is followed by another run",
         "_owner.py",
-        "        if failure is not None and not is_exiting and self.series",
-        "        if failure is not None and self.series",
+        "        if not is_exiting and self.series",
+        "        if self.series",
         POLICY,
     ),
     Mutant(
@@ -847,7 +858,7 @@ MUTANTS = [
     Mutant(
         "a block that is cancelled behind a close forces it",
         "_stopping.py",
-        ("            if run.state is ConnectionState.CLOSING:\n                run.series.end()  #"),
+        ("            if run.state is CLOSING:\n                run.series.end()  #"),
         ("            if False:\n                run.series.end()  #"),
         BLOCKS,
     ),
@@ -862,12 +873,12 @@ MUTANTS = [
         "wait_open() returns while the connection closes",
         "_starting.py",
         (
-            "        if run is None or run.state is ConnectionState.OPEN:\n"
+            "        if run is None or run.state is OPEN:\n"
             "            if run is not None:\n"
             "                return (run.connection,)"
         ),
         (
-            "        if run is None or run.state is ConnectionState.OPEN or run.outcome.was_open:\n"
+            "        if run is None or run.state is OPEN or run.outcome.was_open:\n"
             "            if run is not None:\n"
             "                return (run._status[1],)"
         ),
@@ -892,15 +903,15 @@ MUTANTS = [
     Mutant(
         "wait_open() raises while a lost connection closes",
         "_starting.py",
-        "if run.state is ConnectionState.CLOSING and not run.queued and run.series.policy is None:",
-        "if run.state is ConnectionState.CLOSING and not run.queued:",
+        "if run.state is CLOSING and not run.queued and run.series.policy is None:",
+        "if run.state is CLOSING and not run.queued:",
         WAIT_OPEN,
     ),
     Mutant(
         "wait_open() forgets a start() that waits behind a close",
         "_starting.py",
-        "if run.state is ConnectionState.CLOSING and not run.queued and run.series.policy is None:",
-        "if run.state is ConnectionState.CLOSING and run.series.policy is None:",
+        "if run.state is CLOSING and not run.queued and run.series.policy is None:",
+        "if run.state is CLOSING and run.series.policy is None:",
         WAIT_OPEN,
     ),
     Mutant(
@@ -1292,7 +1303,7 @@ MUTANTS = [
     Mutant(
         "stop() does not raise the StopTimeoutError of a member",
         "_stopping.py",
-        "    if run.exception is not None and is_a(run.exception, StopTimeoutError):\n        run.raise_exception()",
+        "    if run.state is FAILED and run.exception is not None and is_a(run.exception, StopTimeoutError):\n        run.raise_exception()",
         "    if False:\n        run.raise_exception()",
         MANY,
     ),

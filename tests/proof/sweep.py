@@ -514,7 +514,7 @@ async def run_case(scenario, plan, *, unit):
     async def call_in_scope():
         if is_asyncio():
             world.caller_task = asyncio.current_task()
-        with anyio.CancelScope() as world.caller_scope:
+        with world.caller_scope:
             try:
                 await Driven(scenario.caller(world), lambda when: world.at_point("caller", when))
             except BaseException as error:
@@ -548,6 +548,7 @@ async def run_case(scenario, plan, *, unit):
             async with anyio.create_task_group() as tg:
                 for other in scenario.others:
                     tg.start_soon(other, world)
+                world.caller_scope = anyio.CancelScope()
                 world.is_armed = True
                 tg.start_soon(call)
             world.is_armed = False
@@ -630,7 +631,7 @@ async def check_end(world, records):
             is_reason = isinstance(error, ConnectionLostError) and isinstance(error.__cause__, Boom)
             world.check(f"a loss while opening, but the `exception` is {error!r}", is_reason)
     for run in world.runs:
-        world.check("a waiting call is left", not run._wake_ups)
+        world.check("a waiting call is left", not run._waiters)
         world.check("an owner task is left", run.is_over and run._task is None)
         is_last = run._series is not None and run._series.newest is run
         world.check("the run still refers to its series", not is_last)

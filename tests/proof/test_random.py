@@ -291,7 +291,7 @@ class Harness:
             "8: entered and exited once each, in the same task"
         )
         run = self.manager._life.run
-        assert run is None or (not run._wake_ups and run._series is None)
+        assert run is None or (not run._waiters and run._series is None)
         assert not self.manager.problems, self.manager.problems[0]
         self.tasks.cancel_scope.cancel()
 
