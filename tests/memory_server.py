@@ -41,7 +41,7 @@ class MemoryServer:
     async def _serve(self, from_client):
         with suppress(anyio.ClosedResourceError):  # the test closed a stream
             async for message in from_client:
-                self._handle(json.loads(_sdk.message_to_json(message)))
+                self._handle(json.loads(_sdk.message_to_utf8(message)))
 
     def _handle(self, request):
         method = request["method"]

@@ -9,6 +9,7 @@ import pytest
 from http_server import http_server, result_of_initialize
 from proxy import tcp_proxy
 from servers import http_process
+from session_server import SessionServer, opened, silent, status
 
 from ownertask import ConnectionLostError, ConnectionState
 from ownertask.mcp import (
@@ -178,6 +179,30 @@ async def test_P5_a_session_that_the_server_forgot_is_lost_with_the_404_as_its_c
     assert isinstance(loss.__cause__, _sdk.http.HTTPStatusError)
     assert str(loss.__cause__) == ("HTTP status 404 Not Found: the server no longer knows the session")
     assert "405" not in "".join(getattr(loss, "__notes__", ()))
+
+
+@kinds
+async def test_H1_a_call_that_waits_when_another_one_finds_the_session_gone_names_the_reason(kind):
+    server = SessionServer(**{"tools/call": silent, "tools/list": status("404 Not Found")})
+    errors = []
+
+    async def wait(session):
+        with pytest.raises(ERROR) as caught:
+            await session.call_tool("add", {})
+        errors.append(caught.value)
+
+    async with opened(server, kind) as (manager, session):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(wait, manager.current)
+            await server.received("tools/call")
+            with pytest.raises(ERROR, match="Session terminated"):
+                await session.list_tools()
+        loss = await loss_of(manager)
+    (error,) = errors
+    assert error.__notes__ == [
+        f"ownertask: {manager.name} lost its connection during this call: {loss.__cause__}"
+    ]
+    assert "no longer knows the session" in error.__notes__[0]
 
 
 async def test_a_message_refused_by_an_sse_server_loses_the_connection():

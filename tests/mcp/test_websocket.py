@@ -51,7 +51,7 @@ LIBRARY = tuple(int(number) for number in version.split(".")[:2])
 quiet = logging.getLogger("tests.quiet")  # for servers that are meant to fail
 quiet.disabled = True
 # Serialized by the installed SDK, because mcp 1.x and 2.x order the keys differently.
-PING = _sdk.message_to_json(_sdk.message_from_json('{"jsonrpc":"2.0","id":1,"method":"ping"}'))
+PING = _sdk.message_to_utf8(_sdk.message_from_json('{"jsonrpc":"2.0","id":1,"method":"ping"}')).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def message(text):
 
 
 def text_of(session_message):
-    return _sdk.message_to_json(session_message)
+    return _sdk.message_to_utf8(session_message).decode()
 
 
 # Messages
@@ -128,10 +128,8 @@ async def test_a_message_is_sent_as_the_sdk_serializes_it():
                 message('{"jsonrpc": "2.0", "method": "x", "params": {"a": [1], "b": {"c": "d"}}}')
             )
     assert received == [
-        _sdk.message_to_json(message('{"jsonrpc": "2.0", "id": 1, "method": "é"}')),
-        _sdk.message_to_json(
-            message('{"jsonrpc": "2.0", "method": "x", "params": {"a": [1], "b": {"c": "d"}}}')
-        ),
+        text_of(message('{"jsonrpc": "2.0", "id": 1, "method": "é"}')),
+        text_of(message('{"jsonrpc": "2.0", "method": "x", "params": {"a": [1], "b": {"c": "d"}}}')),
     ]
     assert "null" not in received[0]
 

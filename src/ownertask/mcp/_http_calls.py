@@ -74,6 +74,13 @@ class CallTraffic(Traffic):
         self._is_opening = is_opening
 
     @override
+    def fail(self, error: Exception) -> None:
+        """Reports the loss, so that the failing calls can name the reason, and ends the transport."""
+        if not (self.is_over or self._is_opening()):
+            self._lose(error)
+        super().fail(error)
+
+    @override
     async def send(self, request: "Request", send: "Callable[[], Awaitable[Response]]") -> "Response":
         # The HTTP library copies the count to the request that follows a redirect.
         request.extensions[REDIRECTS] = request.extensions.get(REDIRECTS, -1) + 1

@@ -12,10 +12,12 @@ Source:
 
 import codecs
 import os
+import sys
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from anyio import (
     BrokenResourceError,
@@ -30,16 +32,19 @@ from anyio import (
     wait_writable,
 )
 from anyio.lowlevel import checkpoint
+from mcp.shared.message import SessionMessage
 from typing_extensions import TypeAliasType, override
 
 from . import _sdk
 from ._base_streams import BaseReadStream, BaseStream
+from ._readable import Readable
 
-if TYPE_CHECKING:
-    from mcp.shared.message import SessionMessage
+if sys.platform != "win32":  # pragma: no branch - only Linux uses it
+    import fcntl
 
 __all__ = [
     "CHUNK_BYTES",
+    "LARGE_PIPE",
     "LAST_CHUNKS",
     "MESSAGES_IN_A_ROW",
     "ServerReadStream",
@@ -48,6 +53,9 @@ __all__ = [
 
 CHUNK_BYTES: Final = 65536
 """How much is read at once: the default capacity of a pipe on Linux."""
+
+LARGE_PIPE: Final = 4 * CHUNK_BYTES
+"""The capacity of a pipe to a server that was sent a message of more than `CHUNK_BYTES`."""
 
 MESSAGES_IN_A_ROW: Final = 10
 """How many messages are received without letting other tasks run, if they arrived together."""
@@ -86,17 +94,18 @@ class ServerReadStream(BaseReadStream):
         self._max_bytes = max_bytes
         self._on_end = on_end
         self._end_reason: Exception | None = None
-        self._buffer = bytearray()
-        self._searched = 0  # this part of the buffer contains no line break
+        self._lines: deque[bytes] = deque()
+        self._line_parts: list[bytes] = []  # the beginning of the next line
+        self._line_length = 0
         self._was_read = False
         self._in_a_row = 0
         self._is_behind = False  # the pipe may contain more than the last read returned
         self._turn = Lock(fast_acquire=True)
+        self._readable = Readable(descriptor, self._read) if Readable.is_supported() else None
         # In UTF-8, a line break is always one byte. Other encodings are converted to it.
-        is_utf8 = codecs.lookup(encoding).name == "utf-8"
-        self._decoder = None if is_utf8 else codecs.getincrementaldecoder(encoding)(errors)
+        self._decoder = None if _is_utf8(encoding) else codecs.getincrementaldecoder(encoding)(errors)
 
-    async def receive(self) -> "SessionMessage | Exception":
+    async def receive(self) -> SessionMessage | Exception:
         self._was_read = True
         if self._in_a_row == MESSAGES_IN_A_ROW:
             self._in_a_row = 0
@@ -105,13 +114,10 @@ class ServerReadStream(BaseReadStream):
         while True:
             if self.is_closed:
                 raise ClosedResourceError
-            try:
-                text = self._next_line()
-            except UnicodeDecodeError as error:
-                return error
-            if text is not None:
-                if text and not text.isspace():
-                    return _sdk.message_from_json(text)
+            if self._lines:
+                item = self._message_in(self._lines.popleft())
+                if item is not None:
+                    return item
             elif self._end_reason is None:
                 await self._wait_and_read()
             else:
@@ -119,28 +125,48 @@ class ServerReadStream(BaseReadStream):
                 await self._on_end(self._end_reason)
                 raise EndOfStream
 
-    def _next_line(self) -> str | None:
-        end = self._buffer.find(b"\n", self._searched)
-        length = len(self._buffer) if end < 0 else end
-        if self._max_bytes is not None and length > self._max_bytes:
-            self._buffer.clear()
+    def _message_in(self, line: bytes) -> SessionMessage | Exception | None:
+        """Returns the message in a line, or `None` if the line is blank."""
+        if not line or line.isspace():
+            return None  # at once, because a server may write many blank lines
+        if (message := _sdk.valid_message(line)) is not None:
+            return message
+        try:
+            text = line.decode(errors=self._errors)
+        except UnicodeDecodeError as error:
+            return error
+        return _sdk.message_or_error(text) if text.strip() else None
+
+    def _divide(self, data: bytes) -> None:
+        """Divides data into lines. The last line is not complete yet."""
+        *ends, beginning = data.split(b"\n")
+        for end in ends:
+            self._extend_line(end)
+            if self._end_reason is not None:
+                return
+            self._lines.append(b"".join(self._line_parts))
+            self._line_parts.clear()
+            self._line_length = 0
+        self._extend_line(beginning)
+
+    def _extend_line(self, part: bytes) -> None:
+        self._line_length += len(part)
+        if self._max_bytes is None or self._line_length <= self._max_bytes:
+            self._line_parts.append(part)
+        else:
+            self._line_parts.clear()
             self._end_reason = ValueError(
                 f"the server sent a line of more than {self._max_bytes} bytes (max_message_bytes)"
             )
-            return None
-        if end < 0:
-            self._searched = length
-            return None
-        line = self._buffer[:end]
-        del self._buffer[: end + 1]
-        self._searched = 0
-        return line.decode(errors=self._errors)
 
     async def _wait_and_read(self) -> None:
         async with self._turn:
-            if self.is_closed or self._searched < len(self._buffer) or self._end_reason is not None:
+            if self.is_closed or self._lines or self._end_reason is not None:
                 return  # another reader was faster
             self._in_a_row = 0
+            if self._readable is not None:
+                await self._readable.wait()  # calls _read()
+                return
             if self._is_behind:
                 await checkpoint()
             else:
@@ -161,10 +187,10 @@ class ServerReadStream(BaseReadStream):
                 data = self._decoder.decode(data).encode()
         except BlockingIOError:
             return False
-        except UnicodeError as error:  # the position of the next character is unknown
+        except Exception as error:  # noqa: BLE001 - a codec may raise anything, in a callback of the loop
             self._end_reason = error
             return False
-        self._buffer += data
+        self._divide(data)
         return bool(data)
 
     def finish(self) -> None:
@@ -176,14 +202,20 @@ class ServerReadStream(BaseReadStream):
             self._end_reason = EOFError("the server exited")
         if self.is_closed or not self._was_read:
             self.drained.set()
-        notify_closing(self._descriptor)
+        self._wake_reader()
 
     @override
     def close(self) -> None:
         if not self.is_closed:  # later, the descriptor may belong to another connection
             super().close()
             self.drained.set()
-            notify_closing(self._descriptor)  # ends pending calls
+            self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._readable is not None:
+            self._readable.close()
+        else:
+            notify_closing(self._descriptor)
 
     async def discard(self) -> None:
         """Empties the pipe until it is closed, so that a server that writes to it can exit."""
@@ -223,17 +255,23 @@ class ServerWriteStream(BaseStream):
         self._on_end = on_end
         self._is_shut = False
         self._unpaused = 0  # bytes since the last checkpoint
+        self._is_enlarged = False
         # Not encode(), which would add a byte order mark to each message.
-        self._encoder = codecs.getincrementalencoder(encoding)(errors)
+        self._encoder = None if _is_utf8(encoding) else codecs.getincrementalencoder(encoding)(errors)
         self._cancelled_type = get_cancelled_exc_class()
         self._turn = Semaphore(1, fast_acquire=True)  # another task may release it
 
-    async def send(self, item: "SessionMessage", /) -> None:
-        data = self._encoder.encode(_sdk.message_to_json(item) + "\n")
+    async def send(self, item: SessionMessage, /) -> None:
+        data = _sdk.message_to_utf8(item) + b"\n"
+        if self._encoder is not None:
+            data = self._encoder.encode(data.decode())
         await self._turn.acquire()
         if self.is_closed:
             self._turn.release()
             raise ClosedResourceError
+        if len(data) > CHUNK_BYTES and not self._is_enlarged:
+            self._is_enlarged = True
+            _enlarge(self._descriptor)
         if not await self._write_all(memoryview(data), is_begun=False):
             await self._on_end(_stdin_closed())
             raise BrokenResourceError
@@ -292,6 +330,17 @@ class ServerWriteStream(BaseStream):
         if not self._is_shut:  # later, the descriptor may belong to another connection
             self._is_shut = self.is_closed = True
             notify_closing(self._descriptor)
+
+
+def _enlarge(pipe: int) -> None:
+    """Lets a pipe hold more, so that a long message is written in fewer steps. Works only on Linux."""
+    # OSError: the pipes of this user have reached their common limit.
+    with suppress(AttributeError, OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
+
+
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name == "utf-8"
 
 
 def _stdin_closed() -> Exception:

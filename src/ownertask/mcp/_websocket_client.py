@@ -11,6 +11,7 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from inspect import signature
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -41,6 +42,7 @@ __all__ = ["check_proxy", "check_url", "is_refusal", "websocket_streams"]
 UNSUPPORTED_DATA: Final = 1003
 PROXY_SCHEMES: Final = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
 HAS_PROXY: Final = "proxy" in signature(connect).parameters
+SENDS_ENCODED_TEXT: Final = "text" in signature(ClientConnection.send).parameters
 
 # Not created by getLogger(), so no configuration can set it to DEBUG.
 _logger = logging.Logger("ownertask.websocket", logging.WARNING)  # noqa: LOG001
@@ -48,6 +50,8 @@ _logger.parent = logging.getLogger("ownertask")
 
 
 WebSocket = TypeAliasType("WebSocket", "ClientConnection | TrioClientConnection")
+
+Send = TypeAliasType("Send", Callable[[bytes], Awaitable[None]])
 
 
 def check_url(url: str) -> None:
@@ -130,10 +134,9 @@ async def websocket_streams(
             _opened(opening, scheme, add_fact) as websocket,
             anyio.create_task_group() as task_group,
         ):
-            if isinstance(websocket, ClientConnection):
-                send: Callable[[str], Awaitable[None]] = websocket.send
-            else:
-                send = _sender_in_tasks(websocket, task_group)
+            send = _sender(websocket)
+            if not isinstance(websocket, ClientConnection):
+                send = _sender_in_tasks(send, task_group)
             reader, writer = _ReadStream(websocket, on_end), _WriteStream(send)
             watching = CancelScope()
             task_group.start_soon(_watch, websocket, reader, on_end, watching)
@@ -253,22 +256,33 @@ class _ReadStream(BaseReadStream):
 class _WriteStream(BaseStream):
     """The messages to the server."""
 
-    def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
 
     async def send(self, item: "SessionMessage", /) -> None:
         if self.is_closed:
             raise ClosedResourceError
         try:
-            await self._send(_sdk.message_to_json(item))
+            await self._send(_sdk.message_to_utf8(item))
         except ConnectionClosed:
             raise BrokenResourceError from None
 
 
-def _sender_in_tasks(websocket: WebSocket, task_group: TaskGroup) -> Callable[[str], Awaitable[None]]:
+def _sender(websocket: WebSocket) -> Send:
+    """Returns a function that sends text in UTF-8. Older versions of the library encode it again."""
+    if SENDS_ENCODED_TEXT:
+        return partial(websocket.send, text=True)
+
+    async def send(text: bytes) -> None:
+        await websocket.send(text.decode())
+
+    return send
+
+
+def _sender_in_tasks(send_directly: Send, task_group: TaskGroup) -> Send:
     """Sends in the transport's own tasks, so a cancelled caller does not cut off a message."""
 
-    async def send(text: str) -> None:
+    async def send(text: bytes) -> None:
         is_sent = False
         ended = anyio.Event()
 
@@ -276,7 +290,7 @@ def _sender_in_tasks(websocket: WebSocket, task_group: TaskGroup) -> Callable[[s
             nonlocal is_sent
             try:
                 with suppress(ConnectionClosed):
-                    await websocket.send(text)
+                    await send_directly(text)
                     is_sent = True
             finally:
                 ended.set()
