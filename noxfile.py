@@ -1,5 +1,6 @@
 """The test matrix. `nox` runs all sessions, `nox -s NAME` runs one, and `nox -l` lists them."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -23,15 +24,40 @@ for folder in sorted(PYENV.glob("versions/3.*/bin")):
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
-EXTRAS = list(nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"])
+EXTRAS = ["none", "cli", "trio", "websocket"]  # other sessions install the developers' extras
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
-# The sessions that measure coverage, and the tests that each one measures. These run every branch. The
-# core does not depend on the SDK, so one session measures its tests, which take much longer then.
-MEASURED = {"lowest": "tests/mcp", "tests-3.13(sdk='2')": "tests"}
 PYTEST = ("pytest", "-q", "-n", "4")
+# The tests that use the SDK. The other half of the tests, and the searches of `test_sweep` without
+# a session, would run in the same way with both lines of the SDK.
+SDK_TESTS = (
+    "tests/doctor",
+    "tests/mcp",
+    "tests/proof/test_no_spin.py",
+    "tests/proof/test_soak.py",
+    "tests/proof/test_sweep.py",
+    "tests/test_docstring_examples.py",
+    "tests/test_examples.py",
+    "tests/test_public_names.py",
+    "tests/test_troubleshooting.py",
+    "tests/testing/test_check_managers.py",
+)
+SESSIONS_ONLY = ("-k", "not test_sweep or session")
 # Almost each of these tests starts a program. The README's command runs all of them with mcp 2.x.
 EXAMPLES = ("--ignore=tests/test_docstring_examples.py", "--ignore=tests/test_examples.py")
 PROGRAMS = (*EXAMPLES, "--ignore=tests/test_troubleshooting.py")
+# The sessions that measure coverage: the options for the tests that each one measures, and for the rest.
+# Measured tests take longer. The searches in `tests/proof` run no branches that the other tests do not
+# run, so they are not measured. Most searches have a virtual clock and the same seeds in each session.
+# So the session with Python 3.13 searches with eager tasks, and the README's command searches with
+# asyncio and trio.
+REAL_TIME = "test_no_spin or test_signals or test_threads"
+MEASURED = {
+    "lowest": (["tests/mcp"], ["--ignore=tests/mcp"]),
+    "tests-3.13(sdk='2')": (
+        ["--ignore=tests/proof"],
+        ["tests/proof", "-k", f"eager or {REAL_TIME}"],
+    ),
+}
 # The requirements of each example in `examples/frameworks`: a framework and an SDK version that it works
 # with. The lower bounds are the versions that were tested.
 FRAMEWORKS = {
@@ -60,42 +86,66 @@ LIBRARIES = [
     "redis>=8.1,<9",
     "types-grpcio>=1.0.0.20260101,<2",
 ]
+# The reference servers of the protocol, in the versions that were tested.
+NPM_SERVERS = [
+    f"@modelcontextprotocol/server-{name}@^2026.8.31"
+    for name in ("everything", "filesystem", "memory", "sequential-thinking")
+]
+PYPI_SERVERS = [
+    "mcp-server-fetch>=2026.10.24,<2027",
+    "mcp-server-git>=2026.10.19,<2027",
+    "mcp-server-time>=2026.10.19,<2027",
+]
+# The official conformance suite, and Node.js, since the suite requires a version that few systems have.
+CONFORMANCE = ["@modelcontextprotocol/conformance@^0.2.0-alpha.12", "node@^22"]
+# The libraries that `tests/comparison` tries, each with an SDK version that it works with.
+COMPARED = {
+    "fastmcp": ("fastmcp>=4.2.3,<5", SDKS["2"]),
+    "google_adk": ("google-adk>=2.13,<3", SDKS["2"]),
+    "mcp_pool": ("mcp-pool>=1,<2", "httpx>=0.28,<0.29", SDKS["1"]),
+    "mcp_use": ("mcp-use>=1.7.1,<1.8", SDKS["1"]),
+    "openai_agents": ("openai-agents>=0.24,<0.25", SDKS["2"]),
+    "ownertask": (".", SDKS["2"]),
+    "session_group-1": ("anyio>=4.14.2,<5", SDKS["1"]),
+    "session_group-2": ("anyio>=4.14.2,<5", SDKS["2"]),
+}
 # Programs that start an example, in the versions that were tested.
 LAUNCHERS = ["celery[sqlalchemy]>=5.7,<6", "streamlit>=1.67,<2"]
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
-    """Runs the tests. In some sessions, also measures the coverage of all or some of them.
-
-    The searches in `tests/proof` are never measured. They run no branch that the other tests do not run,
-    and take several times as long.
-    """
+    """Runs the tests. In some sessions, also measures the coverage of some of them."""
     if session.name not in MEASURED or session.posargs:
         session.run(*PYTEST, *options, *session.posargs)
         return
     data_file = Path.cwd() / f".coverage.{session.name}"
     for old in data_file.parent.glob(f"{data_file.name}*"):
         old.unlink()
-    folder = MEASURED[session.name]
-    measured = ("coverage", "run", "-m", *PYTEST, *options, "--ignore=tests/proof", folder)
-    session.run(*measured, env={"COVERAGE_FILE": str(data_file)})
-    rest = ["tests/proof"] if folder == "tests" else [f"--ignore={folder}"]
+    measured, rest = MEASURED[session.name]
+    command = ("coverage", "run", "-m", *PYTEST)
+    session.run(*command, *options, *measured, env={"COVERAGE_FILE": str(data_file)})
     session.run(*PYTEST, *options, *rest)
 
 
 @nox.session(python=PYTHONS)
 @nox.parametrize("sdk", list(SDKS))
 def tests(session: nox.Session, sdk: str) -> None:
-    """Runs the tests, but with mcp 2.x not those that start programs."""
+    """Runs the tests that use the SDK (with mcp 1.x), or the tests that start no programs (with 2.x)."""
     session.install(".[test]", SDKS[sdk])
-    run_tests(session, *(PROGRAMS if sdk == "2" else ()))
+    if sdk == "2":
+        run_tests(session, *PROGRAMS)
+    else:
+        run_tests(session, *(() if session.posargs else (*SESSIONS_ONLY, *SDK_TESTS)))
 
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """Runs the tests, except searches and examples, with the lowest version of each dependency."""
+    """Runs the tests, except searches and examples, with the lowest version of each dependency.
+
+    uvloop is not a dependency. The other sessions test with it.
+    """
     session.install("--resolution", "lowest-direct", ".[test]")
-    run_tests(session, *EXAMPLES, "--ignore=tests/proof")
+    run_tests(session, *EXAMPLES, "--ignore=tests/proof", "-k", "not uvloop")
 
 
 @nox.session
@@ -115,7 +165,9 @@ def libraries(session: nox.Session) -> None:
 
     If a server is not installed, its tests are skipped. Also runs the examples for Celery and Streamlit.
     """
-    session.install(".[test]", SDKS["2"], *LIBRARIES, *LAUNCHERS, "mypy>=2", "pyright>=1.1.400")
+    requirements = (".[test]", SDKS["2"], *LIBRARIES, *LAUNCHERS, "mypy>=2", "pyright>=1.1.400")
+    # Compiling all modules of these packages takes longer than the tests, which import few of them.
+    session.install(*requirements, env={"UV_COMPILE_BYTECODE": "0"})
     session.run(*PYTEST, "tests/libraries", *session.posargs)
     session.run("pytest", "-q", "tests/test_examples.py", "-k", "celery or streamlit")
     session.run("mypy", *sorted(map(str, Path("examples/libraries").glob("*.py"))))
@@ -167,7 +219,7 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="uv")
-@nox.parametrize("extra", ["none", *EXTRAS])
+@nox.parametrize("extra", EXTRAS)
 def package(session: nox.Session, extra: str) -> None:
     """Builds the package, installs it with one extra, and tries it outside the repository."""
     with tempfile.TemporaryDirectory() as folder:
@@ -194,14 +246,71 @@ def frameworks(session: nox.Session, framework: str) -> None:
     session.run("python", f"examples/frameworks/{framework}.py")
 
 
+@nox.session(python="3.13")
+@nox.parametrize("sdk", list(SDKS))
+def servers(session: nox.Session, sdk: str) -> None:
+    """Starts, calls, kills and stops the reference servers of npm and PyPI. Requires Node.js and git.
+
+    Without arguments, also writes the results for the site.
+    """
+    session.install(".[test]", "uv>=0.9", SDKS[sdk])
+    folder = Path(session.create_tmp()).absolute()
+    npm = ("install", f"--prefix={folder}/npm", "--no-audit", "--no-fund", "--silent")
+    session.run("npm", *npm, *NPM_SERVERS, external=True)
+    session.run("uv", "venv", "--quiet", "--clear", f"--python={session.python}", f"{folder}/venv")
+    session.run("uv", "pip", "install", "--quiet", f"--python={folder}/venv", *PYPI_SERVERS)
+    # Downloads what npx and uvx start. The tests run them without the network.
+    caches = {"npm_config_cache": f"{folder}/npm-cache", "UV_CACHE_DIR": f"{folder}/uv-cache"}
+    with session.chdir(folder):
+        for spec in NPM_SERVERS:
+            session.run("npx", "-y", f"--package={spec}", "-c", "true", env=caches, external=True)
+        for spec in PYPI_SERVERS:
+            script = spec.partition(">")[0]
+            python = f"{session.bin}/python"
+            uvx = ("uvx", "--quiet", f"--python={python}", f"--from={spec}", script, "--help")
+            session.run(*uvx, env=caches, silent=True)
+    (folder / "requirements.json").write_text(json.dumps(NPM_SERVERS + PYPI_SERVERS))
+    env = {"OWNERTASK_REFERENCE_SERVERS": str(folder)}
+    if not session.posargs:
+        env["OWNERTASK_RESULTS"] = "tests/reference_servers/results.json"
+    session.run(*PYTEST, "tests/reference_servers", *session.posargs, env=env)
+
+
+@nox.session(python="3.12", venv_backend="uv")
+@nox.parametrize("library", list(COMPARED))
+def comparison(session: nox.Session, library: str) -> None:
+    """Tries the same behaviors on each library. `-- NAME` tries one behavior."""
+    session.install(*COMPARED[library], "trio>=0.32,<1")
+    session.run("python", f"tests/comparison/with_{library.partition('-')[0]}.py", *session.posargs)
+
+
 @nox.session
+@nox.parametrize("sdk", list(SDKS))
+def conformance(session: nox.Session, sdk: str) -> None:
+    """Runs the official conformance suite with the SDK alone and with a connection manager.
+
+    `-- TEXT` runs the scenarios whose names contain the text, and does not save the results.
+    """
+    session.install(".[trio]", SDKS[sdk])
+    folder = session.create_tmp()
+    install = ("npm", "install", "--no-audit", "--no-fund", f"--prefix={folder}")
+    session.run(*install, *CONFORMANCE, external=True)
+    session.run("python", "tests/conformance/run.py", folder, *session.posargs)
+
+
+@nox.session(venv_backend="uv")
 def benchmark(session: nox.Session) -> None:
-    """Measures ratios, each from one run. This is not a test. `-- --json FILE` also writes them."""
+    """Measures overhead and growth. This is not a test. `-- --help` lists the options."""
     session.install(".[test]", SDKS["2"])
-    session.run("python", "tests/benchmarks/core.py", *session.posargs)
-    session.run("python", "tests/benchmarks/many.py", *session.posargs)
-    session.run("python", "tests/benchmarks/stdio.py", *session.posargs)
-    session.run("python", "tests/benchmarks/websocket.py", *session.posargs)
+    # mcp-use requires mcp 1.x, so it has a separate environment.
+    other = str(Path(session.create_tmp(), "mcp_use"))
+    session.run(
+        "uv", "venv", "--quiet", "--clear", f"--python={session.bin}/python", other, external=True
+    )
+    requirements = (".[trio]", *FRAMEWORKS["patched_mcp_use"])
+    session.run("uv", "pip", "install", "--quiet", f"--python={other}", *requirements, external=True)
+    options = (f"--mcp-use={other}", *session.posargs)
+    session.run("python", "tests/benchmarks/run.py", *options)
 
 
 @nox.session

@@ -15,6 +15,7 @@ from weakref import ref
 import anyio
 import pytest
 from garbage import collect_silently
+from xdist.scheduler import WorkStealingScheduling
 
 from ownertask import _backend, _owner
 
@@ -31,6 +32,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Each HTTP client loads the trusted authorities. Loading those of the system takes 20 to 40 ms, and no
 # test connects to a server with a certificate that they signed. Nor does this authority sign any.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
+
+
+# In debug mode, asyncio records the stack of each call that creates a task or callback. Recording the
+# default of ten frames takes longer than most tests.
+asyncio.constants.DEBUG_STACK_DEPTH = 1
 
 
 def eager_event_loop():
@@ -115,6 +121,14 @@ def resources():
                 with open(f"/proc/self/task/{task}/children") as children:  # noqa: PTH123
                     found |= {f"process {child}" for child in children.read().split()}
     return found
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist calls it, but not in a run without workers
+def pytest_xdist_make_scheduler(config, log):
+    """Lets an idle worker take tests from another, so that all finish at about the same time."""
+    if config.getoption("dist") == "load":  # the default value
+        return WorkStealingScheduling(config, log)
+    return None
 
 
 def pytest_collection_finish():
