@@ -2,7 +2,8 @@
 
 A block with `title="examples/NAME"` shows a whole file. A block with `title="from examples/NAME"` shows
 adjacent lines of a file, without their indentation. The pages in `COPIES` are copies of files in the
-root of the repository. Their links work in both places.
+root of the repository. Their links work in both places. The tables between `<!-- table: NAME -->` and
+`<!-- end of table -->` come from `tables.py`.
 
 Usage: python tests/pages.py
 """
@@ -11,6 +12,8 @@ import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+
+from tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(
@@ -33,6 +36,9 @@ search:
 <!-- Copied from {name} by tests/pages.py. -->
 
 """
+TABLE = re.compile(
+    r"^<!-- table: (?P<name>[^\n]+) -->\n(?P<lines>.*?)^<!-- end of table -->$", re.DOTALL | re.MULTILINE
+)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s]+)\)")
 REPOSITORY = "https://github.com/ownertask/ownertask/blob/main/"
 TITLE = re.compile(r'title="(?P<part>from )?(?P<path>[\w/.]+)"')
@@ -89,7 +95,7 @@ def copied(text):
 
 
 def updated(page):
-    """Returns the text of a page with the present content of the files that it shows as a whole."""
+    """Returns the text of a page with the present tables, and the present files that it shows whole."""
     if page.name in COPIES:
         name = f"{page.stem.upper()}.md"
         header = HEADER.format(description=COPIES[page.name], name=name)
@@ -103,7 +109,13 @@ def updated(page):
         start = fence["indent"] + "```" + fence["kind"] + fence["options"] + "\n"
         return start + textwrap.indent(source, fence["indent"]) + fence["indent"] + "```"
 
-    return FENCE.sub(replace, page.read_text())
+    return TABLE.sub(with_table, FENCE.sub(replace, page.read_text()))
+
+
+def with_table(found):
+    """Returns the place of a table on a page, with the present table."""
+    name = found["name"]
+    return f"<!-- table: {name} -->\n\n{TABLES[name]()}\n<!-- end of table -->"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from pages import COPIES, REPOSITORY, ROOT, Block, blocks, copied, pages, updated
+from pages import COPIES, REPOSITORY, ROOT, TABLE, Block, blocks, copied, pages, updated
+from tables import TABLES
 
 PAGES = [page for page in pages() if list(blocks(page))]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -15,6 +16,15 @@ def test_code_on_a_page_is_equal_to_the_example_that_it_names(page):
         block.path for block in blocks(page) if block.path and not block.is_equal_to_the_example
     ] == []
     assert updated(page) == page.read_text(), "run python tests/pages.py"
+
+
+def test_the_tables_of_results_are_current():
+    shown = []
+    for page in pages():
+        if names := [found["name"] for found in TABLE.finditer(page.read_text())]:
+            assert updated(page) == page.read_text(), "run python tests/pages.py"
+            shown += names
+    assert sorted(shown) == sorted(TABLES)
 
 
 @each_page

@@ -1,60 +1,66 @@
-"""The options of the benchmarks, and the file into which they write their ratios.
+"""Measures ratios, and collects their medians and the range of the middle half.
 
-The file has only ratios and versions, because absolute times depend on the machine.
+The speed of a machine drifts, so the two sides of a ratio are measured one right after the other, in
+alternating order.
 """
 
-import argparse
-import json
-import platform
-import statistics
-from importlib.metadata import version
-from pathlib import Path
-
-RESULTS = Path(__file__).with_name("results.json")
-PACKAGES = ("anyio", "mcp", "trio", "websockets")
+from statistics import median
 
 
-def parser(description):
-    """Returns a parser of the options that all benchmarks accept."""
-    options = argparse.ArgumentParser(description=description.partition("\n")[0])
-    options.add_argument("--json", type=Path, metavar="FILE", help="also write the ratios to this file")
-    return options
-
-
-def spread(ratios):
-    """Returns the median and the range of the middle half."""
-    ratios = sorted(ratios)
-    quarter = len(ratios) // 4
-    return statistics.median(ratios), ratios[quarter], ratios[-1 - quarter]
+def middle_half(values):
+    """Returns the lower and the upper bound of the middle half."""
+    values = sorted(values)
+    quarter = len(values) // 4
+    return values[quarter], values[-1 - quarter]
 
 
 class Report:
-    """Collects the ratios of one benchmark."""
+    """Collects the results of one benchmark on one backend.
 
-    def __init__(self, benchmark):
-        self.benchmark = benchmark
+    Attributes:
+        rows: The results.
+        backend: The backend, or `None` if the benchmark does not depend on it.
+        quick: Whether the run is only a trial.
+    """
+
+    def __init__(self, backend, *, quick):
         self.rows = []
+        self.backend = backend
+        self.quick = quick
 
-    def add(self, label, to, ratios, backend="asyncio"):
-        """Records the ratios of one measurement, and returns their spread."""
-        ratios = list(ratios)
-        median, low, high = spread(ratios)
-        row = {"benchmark": self.benchmark, "backend": backend, "label": label, "to": to}
-        numbers = {"median": round(median, 3), "low": round(low, 3), "high": round(high, 3)}
-        self.rows.append({**row, **numbers, "measurements": len(ratios)})
-        return median, low, high
+    def rounds(self, count):
+        """Returns the number of rounds to measure: a few in a trial."""
+        return max(2, count // 20) if self.quick else count
 
-    def save(self, file):
-        """Replaces the rows of this benchmark in the file, and those of other versions."""
-        if file is None:
-            return
-        versions = {"python": platform.python_version()}
-        versions |= {package: version(package) for package in PACKAGES}
-        rows = []
-        if file.exists():
-            old = json.loads(file.read_text())
-            if old["versions"] == versions:
-                rows = [row for row in old["rows"] if row["benchmark"] != self.benchmark]
-        rows = sorted([*rows, *self.rows], key=lambda row: row["benchmark"])
-        document = {"versions": versions, "system": platform.system(), "rows": rows}
-        file.write_text(json.dumps(document, indent=2) + "\n")
+    def add(self, label, to, values, goal=None, unit="times", **more):
+        """Adds the values of one measure: ratios, unless there is another unit."""
+        low, high = middle_half(values)
+        numbers = {"median": median(values), "low": low, "high": high}
+        self.rows.append(
+            {
+                "label": label,
+                "to": to,
+                "backend": self.backend,
+                "unit": unit,
+                **{name: round(number, 4) for name, number in numbers.items()},
+                "measurements": len(values),
+                "goal": goal,
+                **more,
+            }
+        )
+
+    async def pairs(self, ours, bare, rounds):
+        """Returns the results of two functions, in pairs. Their first results are dropped."""
+        await ours(), await bare()
+        pairs = []
+        for number in range(self.rounds(rounds)):
+            if number % 2:
+                second = await bare()
+                pairs.append((await ours(), second))
+            else:
+                pairs.append((await ours(), await bare()))
+        return pairs
+
+    async def compare(self, label, to, ours, bare, rounds, goal=None):
+        """Adds the ratios of the costs that two functions return."""
+        self.add(label, to, [a / b for a, b in await self.pairs(ours, bare, rounds)], goal)
