@@ -241,7 +241,10 @@ needs_celery = pytest.mark.skipif(
 
 @needs_celery
 def test_the_worker_processes_of_celery_open_and_close_their_own_sessions(tmp_path):
-    """SQLite takes the place of Redis."""
+    """SQLite takes the place of Redis.
+
+    The worker starts when the calls are sent: kombu fails if two processes create its tables at once.
+    """
     environment = {
         **os.environ,
         "CELERY_BROKER_URL": f"sqla+sqlite:///{tmp_path}/broker",
@@ -252,18 +255,26 @@ def test_the_worker_processes_of_celery_open_and_close_their_own_sessions(tmp_pa
     log = tmp_path / "log"
     module = Path("examples/celery_tasks.py").stem
     command = [sys.executable, "-m", "celery", "-A", module, "worker", "-c", "2", "-l", "DEBUG"]
-    calls = "print(*[call.get(timeout=50) for call in [add.delay(n, n) for n in range(6)]])"
+    calls = f"""
+from {module} import add
+calls = [add.delay(n, n) for n in range(6)]
+print("sent", flush=True)
+print(*[call.get(timeout=50) for call in calls])
+"""
+    caller = [sys.executable, "-c", calls]
     with (
         log.open("w") as file,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file) as worker,
+        subprocess.Popen(caller, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as sender,
     ):
-        try:
-            caller = [sys.executable, "-c", f"from {module} import add\n{calls}"]
-            printed = subprocess.run(
-                caller, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
-            ).stdout
-        finally:
-            worker.terminate()
+        assert sender.stdout
+        assert sender.stdout.readline() == "sent\n"
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file) as worker:
+            try:
+                printed = sender.communicate(timeout=60)[0]
+            finally:
+                sender.kill()
+                worker.terminate()
+    assert sender.returncode == 0
     assert printed == "0 2 4 6 8 10\n"
     assert worker.returncode == 0
     printed = log.read_text()
