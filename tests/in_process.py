@@ -1,5 +1,6 @@
 """SDK servers that run in this process, for mcp 1.x and 2.x, and a record of their lifespans."""
 
+import functools
 from contextlib import asynccontextmanager
 
 import anyio
@@ -10,9 +11,11 @@ from ownertask.mcp import _sdk
 
 if _sdk.HAS_CLIENT:
     from mcp.server.mcpserver import Context, MCPServer
+    from mcp.server.mcpserver.tools import Tool
 else:
     from mcp.server.fastmcp import Context
     from mcp.server.fastmcp import FastMCP as MCPServer
+    from mcp.server.fastmcp.tools import Tool
 
 
 class Lifespan:
@@ -60,44 +63,51 @@ class Calls:
             raise
 
 
+async def add(a: int, b: int) -> int:  # 2.x calls other functions in threads, even in virtual time
+    return a + b
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+def fail() -> str:
+    raise LookupError("a bug in the tool")
+
+
+async def count(ctx: Context) -> str:
+    for number in (1, 2, 3):
+        await ctx.report_progress(number, 3)
+    return "counted"
+
+
+async def change(ctx: Context) -> str:
+    await ctx.session.send_tool_list_changed()
+    return "changed"
+
+
+async def ask(ctx: Context) -> str:
+    message = types.SamplingMessage(
+        role="user", content=types.TextContent(type="text", text="What is the capital?")
+    )
+    result = await ctx.session.create_message([message], max_tokens=10)
+    return result.content.text
+
+
+@functools.cache
+def tools():
+    """Creates the tools once, because the SDK builds models of their arguments and results."""
+    return [Tool.from_function(function) for function in (add, shout, fail, count, change, ask)]
+
+
 def high_level(lifespan=None, calls=None):
     """Creates an `MCPServer` of 2.x, or a `FastMCP` of 1.x."""
-    server = MCPServer("demo", lifespan=lifespan)
+    server = MCPServer("demo", lifespan=lifespan, tools=tools())
+    if calls is not None:
 
-    @server.tool()
-    async def add(a: int, b: int) -> int:  # 2.x calls other functions in threads, even in virtual time
-        return a + b
-
-    @server.tool()
-    def shout(text: str) -> str:
-        return text.upper()
-
-    @server.tool()
-    async def hang() -> str:
-        await calls.hang()
-
-    @server.tool()
-    def fail() -> str:
-        raise LookupError("a bug in the tool")
-
-    @server.tool()
-    async def count(ctx: Context) -> str:
-        for number in (1, 2, 3):
-            await ctx.report_progress(number, 3)
-        return "counted"
-
-    @server.tool()
-    async def change(ctx: Context) -> str:
-        await ctx.session.send_tool_list_changed()
-        return "changed"
-
-    @server.tool()
-    async def ask(ctx: Context) -> str:
-        message = types.SamplingMessage(
-            role="user", content=types.TextContent(type="text", text="What is the capital?")
-        )
-        result = await ctx.session.create_message([message], max_tokens=10)
-        return result.content.text
+        @server.tool()
+        async def hang() -> str:
+            await calls.hang()
 
     return server
 

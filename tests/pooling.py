@@ -71,10 +71,9 @@ class Servers:
 
     def of(self, connection):
         """Returns the probe that has this connection open, or `None`."""
-        for probes in self.probes.values():
-            for probe in probes:
-                if probe.state is ConnectionState.OPEN and probe.connection is connection:
-                    return probe
+        for probe in self.alive:
+            if probe.state is ConnectionState.OPEN and probe.connection is connection:
+                return probe
         return None
 
 
