@@ -14,6 +14,7 @@ from weakref import ref
 
 import anyio
 import pytest
+from forked_python import fork_server
 from garbage import collect_silently
 from xdist.scheduler import WorkStealingScheduling
 
@@ -212,3 +213,18 @@ def grace(monkeypatch):
     """Shortens `CANCEL_GRACE` and returns the new value, in seconds."""
     monkeypatch.setattr(_owner, "CANCEL_GRACE", 0.05)
     return 0.05
+
+
+@pytest.fixture(scope="session")
+def fork_client():
+    with fork_server() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def forked_python(request):
+    """Lets `subprocess` fork the Python programs that the tests of a module start."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            request.getfixturevalue("fork_client").install(patch.setattr)
+        yield

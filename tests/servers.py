@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from forked_python import forking
 from mcp import StdioServerParameters
 
 HERE = Path(__file__).parent
@@ -31,12 +32,14 @@ SHORT_BOUNDS = {"exit_timeout": 0.1, "terminate_timeout": 0.1}
 @contextmanager
 def http_process(transport):
     """Runs the server of the examples over HTTP in a subprocess; yields the process and the URL."""
-    with subprocess.Popen(
-        [sys.executable, HERE / "mcp" / "servers" / "over_http.py", transport],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with forking():
+        process = subprocess.Popen(
+            [sys.executable, HERE / "mcp" / "servers" / "over_http.py", transport],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process:
         try:
             for line in process.stderr:
                 if found := re.search(r"running on (http://\S+)", line):
@@ -46,3 +49,21 @@ def http_process(transport):
         finally:
             process.kill()
             process.stderr.read()
+
+
+@contextmanager
+def websocket_process(kind):
+    """Runs the server of the examples over WebSockets in a subprocess; yields the process and the URL.
+
+    Args:
+        kind: The argument of `websocket.py`, or "echo" for a server that echoes every message.
+    """
+    command = ["websocket_echo.py"] if kind == "echo" else ["websocket.py", kind]
+    command[0] = str(HERE / "mcp" / "servers" / command[0])
+    with forking():
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE)
+    with process:
+        try:
+            yield process, f"ws://127.0.0.1:{int(process.stdout.readline())}/mcp"
+        finally:
+            process.kill()

@@ -42,6 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Field 'lifespan' has an incomplete definition"),
     # The lowest versions of anyio and httpcore leave sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("forked_python"),
 ]
 
 ROOT = Path(__file__).parents[1]

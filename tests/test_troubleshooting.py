@@ -50,7 +50,10 @@ HEADINGS = re.findall(r"^### (.+)$", PAGE.read_text(), re.MULTILINE)
 ERROR = mcp.MCPError if _sdk.HAS_CLIENT else mcp.McpError
 
 # The SDK leaves its SSE generator, and mcp 1.24 also some streams, to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("forked_python"),
+]
 
 only_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such processes")
 slow = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -113,7 +116,7 @@ HANGS = 7
 
 def run(code, *, exit_code=0):
     """Runs a program, and returns its output and its errors."""
-    arguments = [sys.executable, "-W", "default::ResourceWarning", "-c", PRELUDE + code]
+    arguments = [sys.executable, "-c", PRELUDE + code]
     # Servers that the program leaves behind would hold pipes open.
     with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
         done = subprocess.run(
@@ -121,7 +124,11 @@ def run(code, *, exit_code=0):
             stdout=out,
             stderr=errors,
             timeout=60,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONWARNINGS": "default::ResourceWarning",
+            },
             check=False,
         )
         out.seek(0)

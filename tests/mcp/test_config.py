@@ -480,7 +480,7 @@ def test_a_secret_is_not_in_the_name_of_a_manager():
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.within(30)
-async def test_a_server_of_a_file_can_be_used(tmp_path, monkeypatch):
+async def test_a_server_of_a_file_can_be_used(forked, tmp_path, monkeypatch):
     """The server runs in the given folder, and gets its own variables but not those of the test."""
     monkeypatch.setenv("OWNERTASK_HIDDEN", SECRET)
     code = (

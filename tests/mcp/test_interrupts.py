@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from forked_python import forking
 
 HERE = Path(__file__).parent
 
@@ -19,14 +20,16 @@ pytestmark = [
 
 @contextmanager
 def program(backend, phase):
-    with subprocess.Popen(
-        [sys.executable, HERE / "interrupted.py", backend, phase],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with forking():
+        process = subprocess.Popen(
+            [sys.executable, HERE / "interrupted.py", backend, phase],
+            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process:
         try:
             server = int(process.stdout.readline())
             yield process

@@ -17,6 +17,7 @@ from unittest.mock import patch
 import anyio
 import pytest
 from conftest import eager_event_loop
+from forked_python import forking
 from mcp import StdioServerParameters
 from servers import HERE, TINY, python_server
 
@@ -88,9 +89,10 @@ class Stubborn:
         """Runs a program. Returns its exit status, the ids of its servers, and its stderr."""
         program = PRELUDE + textwrap.dedent(code)
         command = [sys.executable, *options, "-c", program, STUBBORN_CODE, self.path]
-        result = subprocess.run(
-            command, capture_output=True, encoding="utf-8", timeout=within, check=False
-        )
+        with forking():
+            result = subprocess.run(
+                command, capture_output=True, encoding="utf-8", timeout=within, check=False
+            )
         assert self.is_gone()
         return result.returncode, result.stdout.split(), result.stderr
 

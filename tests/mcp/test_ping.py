@@ -7,17 +7,15 @@ import math
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 
 import anyio
 import mcp
 import pytest
 from memory_server import MemoryServer
 from proof import clocks
-from servers import TINY, http_process
+from servers import TINY, http_process, websocket_process
 from session_server import SessionServer, in_turn, opened, reset, result_of, silent
 
 from ownertask import ConnectionLostError, ConnectionManager, ConnectionState
@@ -651,20 +649,11 @@ async def test_P3_a_stdio_server_that_runs_one_tool_at_a_time_is_alive(kind):
         assert manager.state is ConnectionState.OPEN
 
 
-@contextmanager
-def websocket_process():
-    path = Path(__file__).parent / "servers" / "websocket.py"
-    with subprocess.Popen([sys.executable, path, "websockets"], stdout=subprocess.PIPE) as process:
-        try:
-            yield process, f"ws://127.0.0.1:{int(process.stdout.readline())}/mcp"
-        finally:
-            process.kill()
-
-
 @pytest.fixture(scope="module", params=["sse", "streamable-http", "websocket"])
 def server_over_network(request):
     is_websocket = request.param == "websocket"
-    with websocket_process() if is_websocket else http_process(request.param) as (process, url):
+    serving = websocket_process("websockets") if is_websocket else http_process(request.param)
+    with serving as (process, url):
         yield request.param, process, url
 
 

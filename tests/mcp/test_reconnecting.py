@@ -16,6 +16,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from conftest import BACKENDS
+from forked_python import forking
 from http_failures import ssl_context
 from http_server import http_server
 from mcp import StdioServerParameters
@@ -676,13 +677,15 @@ async def test_K1_a_watch_function_that_raises_causes_a_reconnect(kind, ledger):
     ],
 )
 def test_K8_a_program_that_ends_while_reopening_leaves_no_server(backend, end, phase):
-    with subprocess.Popen(
-        [sys.executable, HERE / "ended_while_reopening.py", backend, end, phase],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with forking():
+        process = subprocess.Popen(
+            [sys.executable, HERE / "ended_while_reopening.py", backend, end, phase],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process:
         try:
             servers = [int(process.stdout.readline()) for _ in range(1 if phase == "delay" else 2)]
             assert process.stdout.readline() == f"{phase}\n"

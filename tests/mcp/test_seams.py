@@ -5,8 +5,6 @@ import gc
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from memory_server import MemoryServer, memory_transport
 from reopening import AT_ONCE, lost, opened_again
-from servers import TINY, http_process
+from servers import TINY, http_process, websocket_process
 
 from ownertask import (
     ConnectionGroup,
@@ -135,12 +133,8 @@ async def test_the_http_functions_of_the_sdk_work_and_a_dead_sse_server_is_a_los
 
 @pytest.fixture
 def server_over_websocket():
-    path = SERVERS / "websocket.py"
-    with subprocess.Popen([sys.executable, path, "websockets"], stdout=subprocess.PIPE) as process:
-        try:
-            yield f"ws://127.0.0.1:{int(process.stdout.readline())}/mcp", process
-        finally:
-            process.kill()
+    with websocket_process("websockets") as (process, url):
+        yield process, url
 
 
 @pytest.mark.skipif(_sdk.HAS_CLIENT, reason="mcp 2.x has no WebSocket transport")
@@ -152,7 +146,7 @@ async def test_the_websocket_function_of_the_sdk_works_and_a_dead_server_is_a_lo
 ):
     from mcp.client.websocket import websocket_client
 
-    url, process = server_over_websocket
+    process, url = server_over_websocket
     manager = SessionConnectionManager(partial(websocket_client, url))
     session = await manager.start()
     result = await session.call_tool("add", {"a": 1, "b": 2})

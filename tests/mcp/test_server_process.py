@@ -27,6 +27,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from conftest import resources
+from forked_python import forking
 from mcp import StdioServerParameters
 from proof import clocks
 from proof.sweep import Driven
@@ -551,14 +552,15 @@ anyio.run(main, backend={anyio_backend_name!r})
 
 def run_program(program, *options):
     folder = Path(__file__).parents[1]
-    result = subprocess.run(
-        [sys.executable, "-W", "error", *options, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    with forking():
+        result = subprocess.run(
+            [sys.executable, "-W", "error", *options, "-c", program],
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     assert result.returncode == 0, result.stderr
     return result.stdout
 

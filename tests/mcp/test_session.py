@@ -5,7 +5,6 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -17,7 +16,7 @@ import pytest
 from conftest import resources
 from mcp import StdioServerParameters
 from memory_server import memory_transport
-from servers import MUTE, SDK, SHORT_BOUNDS, TINY, python_server
+from servers import MUTE, SDK, SHORT_BOUNDS, TINY, http_process, python_server
 
 from ownertask import (
     ConnectionLostError,
@@ -58,7 +57,7 @@ def text(result):
 
 @kinds
 @pytest.mark.within(20)
-async def test_a_session_can_be_started_used_and_stopped_in_different_tasks(kind):
+async def test_a_session_can_be_started_used_and_stopped_in_different_tasks(kind, forked):
     manager = kind(SDK)
     before = processes()
     sums = {}
@@ -295,32 +294,15 @@ async def test_O4_a_refused_port_raises_a_connect_error(kind):
     assert "s3cret" not in f"{manager!r} {caught.value} {caught.value.__notes__}"
 
 
-@pytest.fixture
-def http_server():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    with subprocess.Popen(
-        [sys.executable, Path(__file__).parent / "servers" / "streamable_http.py", str(port)],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        for line in process.stderr:
-            if "Uvicorn running" in line:
-                break
-        yield f"http://127.0.0.1:{port}/mcp"
-        process.terminate()
-        process.stderr.read()
-
-
 @kinds
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.within(20)
 # The SDK leaves its generator of server-sent events to the garbage collector, and trio warns about it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_url_is_opened_as_a_streamable_http_server(kind, http_server):
-    async with kind(http_server) as session:
-        assert text(await session.call_tool("add", {"a": 1, "b": 2})) == "3"
+async def test_a_url_is_opened_as_a_streamable_http_server(kind):
+    with http_process("streamable-http") as (_, url):
+        async with kind(url) as session:
+            assert text(await session.call_tool("add", {"a": 1, "b": 2})) == "3"
 
 
 @kinds
@@ -459,7 +441,7 @@ def test_an_invalid_start_timeout_is_rejected(kind):
 @only_2
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_the_mode_of_a_client_can_be_set(mode):
+async def test_the_mode_of_a_client_can_be_set(mode, forked):
     async with ClientConnectionManager(SDK, mode=mode) as client:
         assert text(await client.call_tool("add", {"a": 1, "b": 2})) == "3"
         assert (client.protocol_version >= "2026") == (mode == "auto")

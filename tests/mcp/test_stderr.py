@@ -13,6 +13,7 @@ from copy import copy
 
 import anyio
 import pytest
+from forked_python import forking
 from servers import TINY, python_server
 
 from ownertask import StartTimeoutError
@@ -475,12 +476,13 @@ loop.close()
 sys.exit(3)
 """
     # Nobody reads its output while it runs. Usually, Python buffers that.
-    program = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},
-    )
+    with forking():
+        program = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )
     with program:
         try:
             assert program.wait(30) == 3
@@ -510,23 +512,29 @@ def test_S4_a_stream_without_a_descriptor_is_used_as_it_is(state):
     assert ErrorLogWriter("a server", stream)._errlog is stream
 
 
-@pytest.mark.parametrize("end", ["await manager.stop()", "", "raise SystemExit"])
-def test_files_are_opened_with_an_encoding(end):
-    code = f"""
+def test_files_are_opened_with_an_encoding():
+    """The same program runs all cases, because only a new Python can take these options."""
+    code = """
 import anyio, sys
 import ownertask.mcp
 from mcp import StdioServerParameters
 code = "import sys; print('hello', file=sys.stderr); sys.stdin.read()"
 server = StdioServerParameters(command=sys.executable, args=["-c", code])
-manager = ownertask.mcp.StdioConnectionManager(server)
-async def main():
+async def main(end):
+    manager = ownertask.mcp.StdioConnectionManager(server)
     await manager.start()
-    {end}
-anyio.run(main)
+    if end == "stop":
+        await manager.stop()
+    elif end == "exit":
+        raise SystemExit
+for end in ("stop", "cancellation", "exit"):
+    print(end, file=sys.stderr)
+    anyio.run(main, end)
 """
     command = [sys.executable, "-X", "dev", "-X", "warn_default_encoding", "-W", "error", "-c", code]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
-    assert (result.returncode, result.stderr) == (0, "hello\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "stop\nhello\ncancellation\nhello\nexit\nhello\n"
 
 
 async def test_the_rest_of_stderr_is_read_in_a_limited_number_of_chunks(monkeypatch):

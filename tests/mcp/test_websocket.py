@@ -13,13 +13,13 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import anyio
 import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from conftest import all_tasks
 from reopening import lost
+from servers import websocket_process
 from websocket_peers import (
     client_tls,
     echo,
@@ -701,20 +701,10 @@ async def test_P2_a_connection_cut_in_the_middle_of_a_message_is_lost(is_reset):
     assert any("the WebSocket closed: " in note for note in error.__notes__)
 
 
-@contextmanager
-def echo_process():
-    path = Path(__file__).parent / "servers" / "websocket_echo.py"
-    with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE) as process:
-        try:
-            yield f"ws://127.0.0.1:{int(process.stdout.readline())}/mcp", process
-        finally:
-            process.kill()
-
-
 @slow
 @pytest.mark.within(20)
 async def test_P1_the_death_of_the_server_is_detected_even_if_no_task_is_reading():
-    with echo_process() as (url, process):
+    with websocket_process("echo") as (process, url):
         manager = manager_of(url)
         await manager.start()
         process.kill()
@@ -725,7 +715,7 @@ async def test_P1_the_death_of_the_server_is_detected_even_if_no_task_is_reading
 @slow
 @pytest.mark.within(20)
 async def test_P3_a_frozen_server_is_detected_by_its_missing_pongs():
-    with echo_process() as (url, process):
+    with websocket_process("echo") as (process, url):
         manager = manager_of(url, ping_interval=0.1, ping_timeout=0.1, close_timeout=0.1)
         await manager.start()
         process.send_signal(signal.SIGSTOP)
@@ -745,7 +735,7 @@ async def test_C4_a_frozen_server_does_not_delay_stop_beyond_close_timeout(size)
         with suppress(BrokenResourceError):
             await write_stream.send(message(text))
 
-    with echo_process() as (url, process):
+    with websocket_process("echo") as (process, url):
         manager = manager_of(url, close_timeout=0.2)
         _, write_stream = await manager.start()
         process.send_signal(signal.SIGSTOP)
@@ -762,7 +752,7 @@ async def test_C4_a_frozen_server_does_not_delay_stop_beyond_close_timeout(size)
 @slow
 @pytest.mark.within(20)
 async def test_an_error_in_the_body_is_raised_even_if_closing_times_out():
-    with echo_process() as (url, process):
+    with websocket_process("echo") as (process, url):
         with pytest.RaisesGroup(LookupError, allow_unwrapped=True, flatten_subgroups=True):
             async with manager_of(url, close_timeout=0.1).open_connection():
                 process.send_signal(signal.SIGSTOP)
@@ -773,7 +763,7 @@ async def test_an_error_in_the_body_is_raised_even_if_closing_times_out():
 @slow
 @pytest.mark.within(20)
 async def test_C2_a_forced_stop_leaves_nothing_behind():
-    with echo_process() as (url, process):
+    with websocket_process("echo") as (process, url):
         manager = manager_of(url, close_timeout=None)
         await manager.start()
         before = all_tasks()
@@ -787,7 +777,7 @@ async def test_C2_a_forced_stop_leaves_nothing_behind():
 @pytest.mark.within(20)
 async def test_P11_cancelling_a_caller_while_it_sends_does_not_truncate_the_message():
     text = PING.replace("ping", "x" * 2**25)
-    with echo_process() as (url, process):
+    with websocket_process("echo") as (process, url):
         async with manager_of(url, max_message_bytes=None) as (read_stream, write_stream):
             process.send_signal(signal.SIGSTOP)
             async with anyio.create_task_group() as tg:
@@ -872,16 +862,6 @@ async def test_a_group_of_several_errors_from_the_body_stays_a_group():
 # Sessions
 
 
-@contextmanager
-def mcp_server(kind):
-    path = Path(__file__).parent / "servers" / "websocket.py"
-    with subprocess.Popen([sys.executable, path, kind], stdout=subprocess.PIPE) as process:
-        try:
-            yield f"ws://127.0.0.1:{int(process.stdout.readline())}/mcp", process
-        finally:
-            process.kill()
-
-
 SERVERS = ["websockets", "uvicorn"]
 if _sdk.HAS_CLIENT:
     SESSIONS = [
@@ -906,7 +886,7 @@ async def test_sessions_with_a_real_server_work_from_any_task(server):
         result = await manager.connection.call_tool("add", {"a": number, "b": number})
         sums[number] = result.content[0].text
 
-    with mcp_server(server) as (url, _):
+    with websocket_process(server) as (_, url):
         for session in SESSIONS:
             kind, options = session.values
             manager = kind(manager_of(url), **options)
@@ -927,7 +907,7 @@ async def test_sessions_with_a_real_server_work_from_any_task(server):
 @pytest.mark.within(30)
 async def test_P1_sessions_whose_server_is_killed_are_lost_with_a_cause():
     managers = []
-    with mcp_server("websockets") as (url, process):
+    with websocket_process("websockets") as (process, url):
         for session in SESSIONS:
             kind, options = session.values
             managers.append(kind(manager_of(url), **options))

@@ -14,6 +14,8 @@ from pages import ROOT, blocks, pages
 
 import ownertask
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 # The folder of the library that is tested, even if `PYTHONPATH` is a relative path.
 LIBRARY = str(Path(ownertask.__file__).parents[1])
 # Modules and servers that other programs use. They are also on each page that needs them.
