@@ -20,13 +20,14 @@ for folder in sorted(PYENV.glob("versions/3.*/bin")):
     os.environ["PATH"] += os.pathsep + str(folder)
 
 # The tests start many processes. Without this, each one compiles the SDK again if Python may not write
-# bytecode.
+# bytecode. In sessions that import few modules, compiling all of them would take longer.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+COMPILE_ON_IMPORT = {"UV_COMPILE_BYTECODE": "0"}
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 EXTRAS = ["none", "cli", "trio", "websocket"]  # other sessions install the developers' extras
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
-PYTEST = ("pytest", "-q", "-n", "4")
+PYTEST = ("pytest", "-q", "-n", os.environ.get("OWNERTASK_WORKERS", "4"))
 # The tests that use the SDK. The other half of the tests, and the searches of `test_sweep` without
 # a session, would run in the same way with both lines of the SDK.
 SDK_TESTS = (
@@ -115,6 +116,7 @@ LAUNCHERS = ["celery[sqlalchemy]>=5.7,<6", "streamlit>=1.67,<2"]
 
 def run_tests(session: nox.Session, *options: str) -> None:
     """Runs the tests. In some sessions, also measures the coverage of some of them."""
+    session.env["OWNERTASK_DEBUG"] = "0"  # see tests/conftest.py
     if session.name not in MEASURED or session.posargs:
         session.run(*PYTEST, *options, *session.posargs)
         return
@@ -154,7 +156,7 @@ def coverage(session: nox.Session) -> None:
     missing = [name for name in MEASURED if not list(Path().glob(f".coverage.{name}*"))]
     if missing:
         session.skip(f"there is no data from {' and '.join(missing)}")
-    session.install("coverage[toml]>=7.10")
+    session.install("coverage[toml]>=7.10", env=COMPILE_ON_IMPORT)
     session.run("coverage", "combine", "--keep", "-q")
     session.run("coverage", "report")
 
@@ -166,8 +168,7 @@ def libraries(session: nox.Session) -> None:
     If a server is not installed, its tests are skipped. Also runs the examples for Celery and Streamlit.
     """
     requirements = (".[test]", SDKS["2"], *LIBRARIES, *LAUNCHERS, "mypy>=2", "pyright>=1.1.400")
-    # Compiling all modules of these packages takes longer than the tests, which import few of them.
-    session.install(*requirements, env={"UV_COMPILE_BYTECODE": "0"})
+    session.install(*requirements, env=COMPILE_ON_IMPORT)
     session.run(*PYTEST, "tests/libraries", *session.posargs)
     session.run("pytest", "-q", "tests/test_examples.py", "-k", "celery or streamlit")
     session.run("mypy", *sorted(map(str, Path("examples/libraries").glob("*.py"))))
@@ -177,7 +178,7 @@ def libraries(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Checks formatting, lint rules, wording and types, with mcp 2.x."""
-    session.install(".[lint]", SDKS["2"])
+    session.install(".[lint]", SDKS["2"], env=COMPILE_ON_IMPORT)
     session.run("ruff", "format", "--check")
     session.run("ruff", "check")
     session.run("codespell")
@@ -191,7 +192,7 @@ def lint(session: nox.Session) -> None:
 @nox.parametrize("sdk", list(SDKS))
 def types(session: nox.Session, sdk: str) -> None:
     """Checks the types that users see. `tests/types/mcp_1` and `mcp_2` require mcp 1.x and 2.x."""
-    session.install(".[lint]", SDKS[sdk])
+    session.install(".[lint]", SDKS[sdk], env=COMPILE_ON_IMPORT)
     folders = ("tests/types", f"tests/types/mcp_{sdk}")
     files = [str(file) for folder in folders for file in sorted(Path(folder).glob("*.py"))]
     session.run("mypy", *files)
@@ -225,7 +226,7 @@ def package(session: nox.Session, extra: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         session.run("uv", "build", "--quiet", f"--out-dir={folder}", external=True)
         (wheel,) = Path(folder).glob("*.whl")
-        session.install(str(wheel) if extra == "none" else f"{wheel}[{extra}]")
+        session.install(str(wheel) if extra == "none" else f"{wheel}[{extra}]", env=COMPILE_ON_IMPORT)
         session.run("python", "-W", "error", "-c", "import ownertask, ownertask.mcp")
         for file in ("quickstart.py", "server.py"):
             shutil.copy(Path("examples", file), folder)

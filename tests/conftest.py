@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import inspect
+import itertools
 import os
 import signal
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -35,9 +37,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
 
 
-# In debug mode, asyncio records the stack of each call that creates a task or callback. Recording the
-# default of ten frames takes longer than most tests.
-asyncio.constants.DEBUG_STACK_DEPTH = 1
+# The debug mode of asyncio finds more faults, but tests take half as long again in it. Users run without
+# it, and so do the sessions of nox.
+DEBUG = os.environ.get("OWNERTASK_DEBUG") != "0"
+# In debug mode, asyncio records the stack of each call that creates a callback, future or task. That
+# takes longer than most tests. C code ignores the constant, and calls this function without arguments.
+asyncio.constants.DEBUG_STACK_DEPTH = 0
+traceback.extract_stack.__defaults__ = (None, 0)  # the frame and the limit
 
 
 def eager_event_loop():
@@ -53,7 +59,7 @@ def patient_event_loop():
 
 
 BACKENDS = [
-    pytest.param(("asyncio", {"debug": True, "loop_factory": patient_event_loop}), id="asyncio"),
+    pytest.param(("asyncio", {"debug": DEBUG, "loop_factory": patient_event_loop}), id="asyncio"),
     pytest.param(("trio", {}), id="trio"),
 ]
 if sys.version_info >= (3, 12):  # Python 3.11 has no eager tasks
@@ -132,14 +138,21 @@ def pytest_xdist_make_scheduler(config, log):
     return None
 
 
-def pytest_collection_finish():
-    """Makes collections faster: they pass over all objects that modules and pytest created by now."""
+def pass_over_objects():
+    """Makes collections of garbage faster. They pass over all objects that exist now."""
     gc.collect()
     gc.freeze()
 
 
+def pytest_collection_finish():
+    pass_over_objects()  # those of modules and of pytest
+
+
 def pytest_sessionfinish():
     gc.unfreeze()  # if hypothesis is imported for pytest's summary, it looks for referrers
+
+
+TEARDOWNS = itertools.count(1)
 
 
 def may_leave_garbage(item):
@@ -155,6 +168,10 @@ def pytest_runtest_teardown(item):
     result = yield
     if may_leave_garbage(item):
         collect_silently()
+    if next(TEARDOWNS) % 50 == 0:
+        # Modules, caches and reports pile up. Otherwise, a collection soon takes 50 ms, and some tests
+        # collect after each step.
+        pass_over_objects()
     return result
 
 
