@@ -28,30 +28,14 @@ PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 EXTRAS = ["none", "cli", "trio", "websocket"]  # other sessions install the developers' extras
 SDKS = {"2": "mcp>=2,<3", "1": "mcp>=1.24,<2"}
 PYTEST = ("pytest", "-q", "-n", os.environ.get("OWNERTASK_WORKERS", "4"))
-# The tests that use the SDK. The other half of the tests, and the searches of `test_sweep` without
-# a session, would run in the same way with both lines of the SDK.
-SDK_TESTS = (
-    "tests/doctor",
-    "tests/mcp",
-    "tests/proof/test_no_spin.py",
-    "tests/proof/test_soak.py",
-    "tests/proof/test_sweep.py",
-    "tests/test_docstring_examples.py",
-    "tests/test_examples.py",
-    "tests/test_public_names.py",
-    "tests/test_troubleshooting.py",
-    "tests/testing/test_check_managers.py",
-)
-SESSIONS_ONLY = ("-k", "not test_sweep or session")
-# Almost each of these tests starts a program. The README's command runs all of them with mcp 2.x.
-EXAMPLES = ("--ignore=tests/test_docstring_examples.py", "--ignore=tests/test_examples.py")
-PROGRAMS = (*EXAMPLES, "--ignore=tests/test_troubleshooting.py")
-# The sessions that measure coverage: the options for the tests that each one measures, and for the rest.
-# Measured tests take longer. The searches in `tests/proof` run no branches that the other tests do not
-# run, so they are not measured. Most searches have a virtual clock and the same seeds in each session.
-# So the session with Python 3.13 searches with eager tasks, and the README's command searches with
-# asyncio and trio.
+# The searches in `tests/proof` that do not use the SDK. Most have a virtual clock and the same seeds in
+# each session, so running them again would find nothing. The README's command searches with asyncio and
+# trio, and the session with Python 3.13 with eager tasks. With mcp 1.x, only other searches run again.
+SEARCHES = ["many_random", "many_sweep", "nested", "odd", "random", "signals", "threads"]
 REAL_TIME = "test_no_spin or test_signals or test_threads"
+# The sessions that measure coverage: the options for the tests that each one measures, and for the rest.
+# Measured tests take longer. The searches run no branches that the other tests do not run, so they are
+# not measured.
 MEASURED = {
     "lowest": (["tests/mcp"], ["--ignore=tests/mcp"]),
     "tests-3.13(sdk='2')": (
@@ -132,12 +116,13 @@ def run_tests(session: nox.Session, *options: str) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("sdk", list(SDKS))
 def tests(session: nox.Session, sdk: str) -> None:
-    """Runs the tests that use the SDK (with mcp 1.x), or the tests that start no programs (with 2.x)."""
+    """Runs the tests."""
     session.install(".[test]", SDKS[sdk])
-    if sdk == "2":
-        run_tests(session, *PROGRAMS)
+    if sdk == "1" and not session.posargs:
+        ignored = (f"--ignore=tests/proof/test_{name}.py" for name in SEARCHES)
+        run_tests(session, *ignored, "-k", "not test_sweep or session")
     else:
-        run_tests(session, *(() if session.posargs else (*SESSIONS_ONLY, *SDK_TESTS)))
+        run_tests(session)
 
 
 @nox.session(python="3.11", venv_backend="uv")
@@ -147,7 +132,8 @@ def lowest(session: nox.Session) -> None:
     uvloop is not a dependency. The other sessions test with it.
     """
     session.install("--resolution", "lowest-direct", ".[test]")
-    run_tests(session, *EXAMPLES, "--ignore=tests/proof", "-k", "not uvloop")
+    examples = ("--ignore=tests/test_docstring_examples.py", "--ignore=tests/test_examples.py")
+    run_tests(session, *examples, "--ignore=tests/proof", "-k", "not uvloop")
 
 
 @nox.session
@@ -318,8 +304,7 @@ def benchmark(session: nox.Session) -> None:
 def proof(session: nox.Session) -> None:
     """Runs the long searches: pairs of interruptions, random steps, and threads, for minutes each."""
     session.install(".[test]", SDKS["2"])
-    names = ("sweep", "random", "many_sweep", "many_random", "nested", "odd", "signals", "threads")
-    search = [f"tests/proof/test_{name}.py" for name in names]
+    search = [f"tests/proof/test_{name}.py" for name in ("sweep", *SEARCHES)]
     options = ("-o", "faulthandler_timeout=600")  # a search takes longer than the usual timeout
     session.run(*PYTEST, *options, *search, env={"OWNERTASK_PROOF": "long"})
 
