@@ -190,6 +190,31 @@ async def test_W3_a_404_after_the_stream_was_open_is_a_loss(no_extra_delay):
     assert server.count("DELETE") == 1  # of the second session
 
 
+@pytest.mark.parametrize("line", ["400 Bad Request", "409 Conflict", "410 Gone"])
+async def test_W3_a_session_that_is_refused_after_the_stream_was_open_is_probed(line, no_extra_delay):
+    """The stream of a server that was restarted, and a stream that the server refuses for a while."""
+    server = SessionServer(GET=in_turn(then(begin, end), status(line)), probe=status(line))
+    async with opened(server) as (manager, _):
+        loss = await lost(manager)
+        assert f"HTTP status {line}" in str(loss.__cause__)
+    streams = in_turn(then(begin, end), status(line), hold(event("last")))
+    server, log = SessionServer(GET=streams), Log()
+    async with opened(server, log=log) as (manager, session):
+        await server.received("probe")
+        await log.received("last")
+        await works(manager, session)
+
+
+@pytest.mark.parametrize("line", ["401 Unauthorized", "403 Forbidden", "429 Too Many Requests"])
+async def test_W3_a_refusal_that_says_nothing_about_the_session_is_not_probed(line, no_extra_delay):
+    streams = in_turn(then(begin, end), status(line), status(line), hold(event("last")))
+    server, log = SessionServer(GET=streams), Log()
+    async with opened(server, log=log) as (manager, session):
+        await log.received("last")
+        await works(manager, session)
+    assert server.count("probe") == 0
+
+
 async def test_W3_a_server_that_is_gone_is_detected_without_a_call(no_extra_delay):
     server, log = SessionServer(GET=hold(event("open"))), Log()
     async with until_gone(server, log=log) as (manager, _, end_server):

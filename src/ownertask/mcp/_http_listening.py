@@ -15,6 +15,7 @@ from typing_extensions import override
 from . import _sdk
 from ._http_errors import is_event_stream, is_refusal, is_response_to, is_unreachable, status_error
 from ._http_events import EventStream
+from ._http_session import NO_VERDICT
 
 if TYPE_CHECKING:
     from httpx2 import Request, Response
@@ -84,6 +85,8 @@ class Listening:
         if response.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
             self._unavailable = HTTPStatus(response.status_code)
             return response
+        if self._was_open and response.is_client_error and response.status_code not in NO_VERDICT:
+            self._session.doubt()  # many servers respond with 400 instead of 404 to an unknown session
         await response.aclose()
         return self._failed(request, None)
 
