@@ -178,7 +178,7 @@ async def test_P5_a_session_that_the_server_forgot_is_lost_with_the_404_as_its_c
         loss = await loss_of(manager)
     assert isinstance(loss.__cause__, _sdk.http.HTTPStatusError)
     assert str(loss.__cause__) == ("HTTP status 404 Not Found: the server no longer knows the session")
-    assert "405" not in "".join(getattr(loss, "__notes__", ()))
+    assert "HTTP status 405" not in "".join(getattr(loss, "__notes__", ()))
 
 
 @kinds

@@ -124,7 +124,7 @@ async def test_W9_a_refused_get_is_not_noted_when_the_connection_is_lost_later(m
             await call(session)
         loss = await lost(manager)
     assert isinstance(loss.__cause__, http.ConnectError)
-    assert "502" not in said(loss)
+    assert "HTTP status 502" not in said(loss)
 
 
 async def test_W9_a_refused_call_is_not_noted_when_the_connection_is_lost_later():
@@ -135,4 +135,4 @@ async def test_W9_a_refused_call_is_not_noted_when_the_connection_is_lost_later(
         manager.connection_lost(ConnectionError("the network is down"))
         loss = await lost(manager)
     assert "the network is down" in str(loss)
-    assert "403" not in said(loss)
+    assert "HTTP status 403" not in said(loss)
